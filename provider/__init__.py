@@ -1,0 +1,1 @@
+"""The virtual node: a virtual kubelet with pluggable backends."""

@@ -1,0 +1,1 @@
+"""The function runtime: what runs inside a worker pod, and nothing else."""
