@@ -78,9 +78,7 @@ def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize(
-    "path", sources(*(f"{package}/**/core/**/*.py" for package in PACKAGES)), ids=relative
-)
+@pytest.mark.parametrize("path", sources(*(f"{package}/**/core/**/*.py" for package in PACKAGES)), ids=relative)
 def test_core_imports_nothing_that_acts(path: Path) -> None:
     own = module_name(path).split(".")[0]
     foreign = {
@@ -118,9 +116,7 @@ def test_the_lower_parts_of_the_bus_do_not_reach_up(path: Path) -> None:
     allowed = ALLOWED_IN_BUS.get(part)
     if allowed is None:
         return
-    reaching = {
-        name for name in imported_modules(path) if name.startswith("bus.") and not within(name, allowed)
-    }
+    reaching = {name for name in imported_modules(path) if name.startswith("bus.") and not within(name, allowed)}
 
     assert not reaching, f"{relative(path)} imports {sorted(reaching)}; {part} may import {allowed}"
 

@@ -75,9 +75,7 @@ class Refused(BusError):
 
     def __init__(self, operation: str, reason: str, code: int = 0) -> None:
         self.operation, self.reason, self.code = operation, reason, code
-        super().__init__(
-            f"the broker refused to {operation}: {reason}" + (f" (error {code})" if code else "")
-        )
+        super().__init__(f"the broker refused to {operation}: {reason}" + (f" (error {code})" if code else ""))
 
 
 class SequenceConflict(Refused):
