@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bus.core.event import Event as Event
 
+    from workers.declaration import function as function
+
 __version__ = "0.1.0"
 
-_PUBLIC = {"Event": "bus.core.event"}
+_PUBLIC = {"Event": "bus.core.event", "function": "workers.declaration"}
 
-__all__ = ["Event", "__version__"]
+__all__ = ["Event", "function", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
