@@ -1,0 +1,63 @@
+"""How commands print: a table for people, one JSON document for programs; results to standard output, problems to standard error."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Format, typer.Option("--output", "-o", help="table for people, json for programs.")]
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_line(value: object) -> None:
+    """Print one JSON document on one line, at once: for commands that go on."""
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
+    """Print rows under their columns, as kubectl does; `empty` goes to standard error where there is none."""
+    if not rows:
+        sys.stderr.write(empty + "\n")
+        return
+    cells = [[column.upper() for column in columns], *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
+    for line in cells:
+        sys.stdout.write("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "True" if value else "False"
+    if isinstance(value, list | tuple):
+        return ",".join(str(item) for item in value) or "-"
+    return str(value)
+
+
+def text_of(data: bytes) -> str:
+    """Return data as a person reads it: text where it is text, otherwise its size."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return f"<{len(data)} bytes>"
+
+
+def json_or_text(data: bytes) -> object:
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return text_of(data)

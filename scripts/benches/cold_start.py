@@ -1,0 +1,87 @@
+"""Cold start: publish -> the handler's first instruction, with the function at zero workers before each run.
+
+Through the real API server and the real scheduler, the broker syncing before it acknowledges, the bundle already on the node.
+"""
+
+import asyncio
+import statistics
+import time
+import uuid
+
+from rich.progress import Progress
+
+from bus.core.event import Event
+from nodeless.cli.target import Target
+from scripts.benches.report import Report, Row, machine, quantile
+from scripts.benches.system import deployed, running_system
+from scripts.observe import STEPS, Observer, epoch_s, observe
+
+RUNS = 30
+WARM_UPS = 2
+RESULT_WAIT_S = 20.0
+ZERO_WAIT_S = 60.0
+SETTLE_S = 0.5
+FUNCTION = "cold"
+SOURCE = """
+from nodeless import Event, function
+
+@function(subject="events.bench.cold", idle="0s")
+def cold(event: Event) -> str:
+    return "done"
+"""
+
+
+async def run(runs: int, progress: Progress) -> Report:
+    task = progress.add_task("cold start", total=runs + WARM_UPS)
+    samples: list[dict[str, float]] = []
+    with running_system() as home, deployed(home, SOURCE):
+        target = Target.of_home(home)
+        async with observe(target, FUNCTION) as observer:
+            for index in range(runs + WARM_UPS):
+                sample = await one_cold_start(observer)
+                if index >= WARM_UPS:
+                    samples.append(sample)
+                progress.advance(task)
+    rows: list[Row] = []
+    for name in ("total", *STEPS):
+        values = [sample[name] * 1000 for sample in samples]
+        rows += [
+            Row(f"{name}_p50_ms", round(statistics.median(values), 2), "ms", runs),
+            Row(f"{name}_p95_ms", round(quantile(values, 0.95), 2), "ms", runs),
+        ]
+    return Report(
+        bench="cold-start",
+        machine=machine(),
+        rows=tuple(rows),
+        notes=(
+            "total: publish called -> handler entered; each other row: from the step before it.",
+            "Broker: sync_interval always. created and bound are as seen by a watch of the API server.",
+        ),
+    )
+
+
+async def one_cold_start(observer: Observer) -> dict[str, float]:
+    """Publish to a sleeping function and return the seconds of each step; waits until it sleeps again."""
+    await no_pods(observer)
+    await asyncio.sleep(SETTLE_S)
+    event = Event(subject="events.bench.cold", id=str(uuid.uuid4()), source="bench", type="bench.cold", data=b"{}")
+    published_s = time.time()
+    await observer.connection.publish(event)
+    stored_s = time.time()
+    result = await observer.result_of(event.digest, RESULT_WAIT_S)
+    moments = observer.steps(stored_s, result)
+    sample = {"total": moments["handler"] - published_s}
+    before_s = published_s
+    for name in STEPS:
+        sample[name] = moments[name] - before_s
+        before_s = moments[name]
+    return sample
+
+
+async def no_pods(observer: Observer) -> None:
+    deadline_s = time.monotonic() + ZERO_WAIT_S
+    while observer.live_pods:
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"{FUNCTION} still has workers {ZERO_WAIT_S:.0f} s after its last event: {observer.live_pods}")
+        await asyncio.sleep(0.02)
+
