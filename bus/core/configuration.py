@@ -1,7 +1,7 @@
 """One loader for every program's settings: flags over environment over file over default.
 
 A program's settings are one frozen `Struct`; this module finds each field's value, remembers where it came from,
-what is wrong. Reading the environment and the file is the caller's part.
+converts it, and says clearly what is wrong. Reading the environment and the file is the caller's part.
 """
 
 from collections.abc import Mapping

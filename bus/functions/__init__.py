@@ -1,0 +1,1 @@
+"""The Function resource: its typed form, its conditions, its status."""
