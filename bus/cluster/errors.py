@@ -49,6 +49,9 @@ class ClusterUnavailable(ClusterError):
 
 def error_of(operation: str, status: int, reason: str, message: str) -> ClusterError:
     """Return the error for an answer's HTTP status and its `Status` object's reason and message."""
+    if status == 500 and "field not declared in schema" in message:
+        # Server-side apply says so as an internal error; it is the object that is wrong.
+        return Invalid(operation, message, status)
     kinds: dict[int, type[ClusterError]] = {
         400: Invalid, 401: Forbidden, 403: Forbidden, 404: NotFound, 405: Invalid, 406: Invalid,
         409: AlreadyExists if reason == "AlreadyExists" else Conflict, 410: Expired, 413: Invalid, 415: Invalid, 422: Invalid,
