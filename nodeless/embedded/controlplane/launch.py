@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 from anyio.abc import Process
 
 from nodeless.embedded.controlplane.binaries import Binaries
+from nodeless.embedded.controlplane.build import find_or_build
 from nodeless.embedded.controlplane.components import (
     ADDRESS,
     AFTER,
@@ -178,12 +178,10 @@ async def running_control_plane(
     `binaries` they are found or built. The programs end with this process, even if that is killed; their state stays in
     `directory`, and another block may go on with it. Raises `NotReady` if a program ends or is not ready in time.
     """
-    if binaries is None:
-        from nodeless.embedded.controlplane.build import find_or_build
-
-        binaries = await anyio.to_thread.run_sync(lambda: find_or_build(needed=programs))
+    # Blocks while it builds, on purpose: nothing else is to be done meanwhile, and Ctrl-C gets through.
+    chosen = binaries or find_or_build(needed=programs)
     with PortReservations() as reservations:
-        plane = ControlPlane(directory, binaries, reservations)
+        plane = ControlPlane(directory, chosen, reservations)
         starts = _Starts(plane, programs)
         try:
             await starts.run()
