@@ -1,8 +1,8 @@
 """One connection to an API server: plain objects in and out, typed errors, nothing retried in silence.
 
 kr8s finds and loads the configuration (kubeconfig, in-cluster account, exec plug-ins), keeps the credentials and
-carries the requests. What it does that would hurt here is switched off in `_Api`: idle connections closed after 5 s (a
-new TLS handshake in the middle of a cold start), 100 connections at most, and three fresh logins for each 403
+carries the requests. What it does that would hurt here is switched off in `_Api`: idle connections closed after 5 s
+(a new TLS handshake in the middle of a cold start), 100 connections at most, and three fresh logins for each 403
 (`docs/decisions/0003-kr8s-under-one-door.md`).
 """
 

@@ -1,7 +1,7 @@
 """What a worker pod is told: one function, one consumer, one policy.
 
-The scaler writes an `Assignment` as JSON into the pod's environment (`ENVIRONMENT_ASSIGNMENT`), the worker decodes it.
-The names of everything that belongs to one function on the bus are derived here and nowhere else.
+The scaler writes an `Assignment` as JSON into the pod's environment (`ENVIRONMENT_ASSIGNMENT`), the worker decodes
+it. The names of everything that belongs to one function on the bus are derived here and nowhere else.
 """
 
 import hashlib
@@ -20,8 +20,19 @@ ENVIRONMENT_POD_UID = "NODELESS_POD_UID"
 ENVIRONMENT_NODE_NAME = "NODELESS_NODE_NAME"
 ENVIRONMENT_BUNDLES = "NODELESS_BUNDLES"
 """Directory of unpacked bundles that workers on one node share; set by the backend."""
+ENVIRONMENT_GRACE_S = "NODELESS_GRACE_S"
+"""How long a leaving worker lets calls in hand go on. [seconds]"""
 ENVIRONMENT_TERMINATION_LOG = "NODELESS_TERMINATION_LOG"
 """File whose content becomes the container's termination message; set by the backend."""
+
+WORKER_IMAGE = "nodeless/worker"
+"""Repository of the function runtime's image; the tag is this project's version. A node that has the runtime itself
+need not pull it."""
+FUNCTION_LABEL = "nodeless.dev/function"
+"""On worker pods: the Function's name."""
+VERSION_LABEL = "nodeless.dev/version"
+WOKEN_ANNOTATION = "nodeless.dev/woken-at"
+"""On worker pods: when the demand for this pod was seen. RFC 3339, UTC, microseconds."""
 
 EXIT_FUNCTION_UNUSABLE = 78
 """Exit status of a worker whose handler cannot be imported or found (EX_CONFIG of sysexits.h)."""

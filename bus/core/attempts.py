@@ -9,9 +9,9 @@ from typing import Literal
 from msgspec import Struct
 
 Outcome = Literal["began", "failed", "timed-out", "interrupted", "handed-back", "rejected"]
-"""`began` is written before the call from the second delivery on; it is replaced by the call's outcome. A history that
-ends in `began`, or that lacks a record for an earlier delivery, tells of a worker that died. `handed-back` is a delivery
-that was not run: it is not an attempt."""
+"""`began` is written before the call from the second delivery on; it is replaced by the call's outcome. A history
+that ends in `began`, or that lacks a record for an earlier delivery, tells of a worker that died. `handed-back` is a
+delivery that was not run: it is not an attempt."""
 
 
 class Attempt(Struct, frozen=True, kw_only=True):

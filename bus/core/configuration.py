@@ -4,7 +4,7 @@ A program's settings are one frozen `Struct`; this module finds each field's val
 converts it, and says clearly what is wrong. Reading the environment and the file is the caller's part.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +17,32 @@ PREFIX = "NODELESS_"
 T = TypeVar("T", bound=Struct)
 
 
+def flags_of(type_: type[Struct], arguments: Sequence[str]) -> dict[str, object]:
+    """Return the settings in a command line of `--field-name value` and `--field-name=value`; `-` stands for `_`.
+
+    A flag may stand alone for a boolean that is to be true. Raises `ConfigurationError` for anything else.
+    """
+    fields = {field.name: field for field in msgspec.structs.fields(type_)}
+    known = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fields))
+    flags: dict[str, object] = {}
+    pending = list(arguments)
+    while pending:
+        argument = pending.pop(0)
+        name, equals, value = argument.removeprefix("--").partition("=")
+        key = name.replace("-", "_")
+        if not argument.startswith("--") or key not in fields:
+            raise ConfigurationError(argument, None, "command line", f"no such flag; expected one of {known}")
+        if equals:
+            flags[key] = value
+        elif fields[key].type is bool:
+            flags[key] = True
+        elif pending:
+            flags[key] = pending.pop(0)
+        else:
+            raise ConfigurationError(argument, None, "command line", "a value has to follow")
+    return flags
+
+
 def load(
     type_: type[T],
     *,
@@ -25,9 +51,11 @@ def load(
     file: Mapping[str, object] | None = None,
     prefix: str = PREFIX,
 ) -> T:
-    """Return the settings. `flags` that are None count as not given; the environment's names are `prefix` and the field in capitals.
+    """Return the settings. `flags` that are None count as not given; the environment's names are `prefix` and the
+    field in capitals.
 
-    Raises `ConfigurationError` for an unknown key of the file or the flags, a value that does not fit, and a required one that is missing.
+    Raises `ConfigurationError` for an unknown key of the file or the flags, a value that does not fit, and a
+    required one that is missing.
     """
     fields = {field.name: field for field in msgspec.structs.fields(type_)}
     values: dict[str, object] = {}

@@ -1,7 +1,8 @@
-"""Who may do what on the broker: one user per program, one per function, as claims of NATS' decentralised authentication.
+"""Who may do what on the broker: one user per program, one per function, as claims of NATS' decentralised
+authentication.
 
-Claims are plain values here; they are signed in `bus.jetstream.credentials`. Rights are stated as what is allowed; nothing else is.
-Source of the claims' form: NATS JWT version 2 (nats-io/jwt, ADR-14).
+Claims are plain values here; they are signed in `bus.jetstream.credentials`. Rights are stated as what is allowed;
+nothing else is. Source of the claims' form: NATS JWT version 2 (nats-io/jwt, ADR-14).
 """
 
 import base64

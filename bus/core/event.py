@@ -1,11 +1,12 @@
 """Events: CloudEvents 1.0, and their form on NATS and over HTTP.
 
-On NATS an event is written in binary mode: every attribute is a header `ce-<name>`, the data is the payload. It is read in binary mode
-(header names in any case), in structured mode (`Content-Type: application/cloudevents+json`), and as a plain payload without
-any attribute, which becomes an event of its own: its type is its subject, its id its place in the stream.
+On NATS an event is written in binary mode: every attribute is a header `ce-<name>`, the data is the payload. It is
+read in binary mode (header names in any case), in structured mode (`Content-Type: application/cloudevents+json`),
+and as a plain payload without any attribute, which becomes an event of its own: its type is its subject, its id its
+place in the stream.
 
-Two events are the same when source *and* id are the same (CloudEvents 1.0, "id"); the digest of both is the id by which the broker
-drops a second copy.
+Two events are the same when source *and* id are the same (CloudEvents 1.0, "id"); the digest of both is the id by
+which the broker drops a second copy.
 
 Source: CloudEvents 1.0.2, its NATS protocol binding 1.0.3 (draft) and HTTP protocol binding 1.0.2.
 """
@@ -25,7 +26,9 @@ from bus.core.subjects import token
 MESSAGE_ID = "Nats-Msg-Id"
 STRUCTURED = "application/cloudevents+json"
 ATTRIBUTE_BYTES_MAX = 8 * 1024
-"""Longest value of one attribute, as text in UTF-8. A header larger than this is somebody's payload in the wrong place."""
+"""Longest value of one attribute, as text in UTF-8. A header larger than this is somebody's payload in the wrong
+place.
+"""
 ATTRIBUTES_MAX = 64
 
 _NAME = re.compile(r"[a-z0-9]{1,40}")
@@ -36,7 +39,9 @@ _KNOWN = frozenset({*_REQUIRED, "specversion", "time", "datacontenttype", "datas
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """One fact, as it was published. `subject` is the NATS subject; CloudEvents' own attribute of that name is `ce_subject`."""
+    """One fact, as it was published. `subject` is the NATS subject; CloudEvents' own attribute of that name is
+    `ce_subject`.
+    """
 
     subject: str
     id: str
@@ -80,7 +85,9 @@ def attributes_of(event: Event) -> dict[str, str]:
 
 
 def headers_of(event: Event) -> dict[str, str]:
-    """Return the event's NATS headers: its attributes in binary mode, and the id by which the broker drops a second copy."""
+    """Return the event's NATS headers: its attributes in binary mode, and the id by which the broker drops a second
+    copy.
+    """
     headers = {f"ce-{name}": _percent_encoded(value) for name, value in attributes_of(event).items()}
     headers[MESSAGE_ID] = event.digest
     return headers

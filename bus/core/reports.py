@@ -1,11 +1,11 @@
 """What workers tell the dispatcher over core NATS, and the one thing they are asked.
 
-A report goes to `Assignment.report_subject(worker)` on every change of what the worker holds (at most 20 a second) and
-at least every `REPORT_INTERVAL_S`. A worker that has been silent for `REPORT_EXPIRY_S` counts as not live.
+A report goes to `Assignment.report_subject(worker)` on every change of what the worker holds (at most 20 a second)
+and at least every `REPORT_INTERVAL_S`. A worker that has been silent for `REPORT_EXPIRY_S` counts as not live.
 
-A request with the payload `FENCE` to `Assignment.control_subject(worker)` makes the worker stop pulling for good:
-it unsubscribes its pull inbox, flushes, runs what crossed, settles, and only then answers with its last report
-(`fenced` true, `held` 0). After that its pod may be deleted at no cost. A fenced worker never pulls again.
+A message with the payload `FENCE` to `Assignment.control_subject(worker)` makes the worker stop pulling for good: it
+unsubscribes its pull inbox, flushes, runs what crossed, settles, and only then reports the state `fenced` (`held` is
+0). After that its pod may be deleted at no cost. A fenced worker never pulls again.
 """
 
 from typing import Literal

@@ -1,7 +1,7 @@
 """Subjects and patterns: their grammar, matching, and what one pattern covers of another.
 
-A subject is tokens joined by dots. In a pattern the token `*` stands for exactly one token, and `>`, as the last one, for one or
-more. Source: NATS subject-based messaging, ADR-6.
+A subject is tokens joined by dots. In a pattern the token `*` stands for exactly one token, and `>`, as the last
+one, for one or more. Source: NATS subject-based messaging, ADR-6.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from bus.core.errors import InvalidPattern, InvalidSubject
 
 SUBJECT_BYTES_MAX = 1024
-"""Longer subjects are refused here; the server's own bound is its control line of 4,096 bytes, headers' names included."""
+"""Longer subjects are refused here; the server's own bound is its control line of 4,096 bytes, headers' names
+included.
+"""
 
 _FORBIDDEN = frozenset(chr(code) for code in range(33)) | {"\x7f"}
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import pytest
 from msgspec import Meta, Struct
 
-from bus.core.configuration import load
+from bus.core.configuration import flags_of, load
 from bus.core.errors import ConfigurationError
 
 
@@ -42,3 +42,17 @@ def test_a_wrong_setting_is_named_with_value_source_and_what_to_do(environment: 
 def test_an_unknown_key_of_the_file_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no such setting; expected one of is_open, port, url"):
         load(Settings, file={"url": "u", "prot": 1})
+
+
+def test_flags_are_taken_in_both_forms_and_a_boolean_may_stand_alone() -> None:
+    assert flags_of(Settings, ["--url", "nats://a", "--port=3", "--is-open"]) == {
+        "url": "nats://a",
+        "port": "3",
+        "is_open": True,
+    }
+
+
+@pytest.mark.parametrize("arguments", [["--colour", "red"], ["url"], ["--url"]])
+def test_a_wrong_command_line_says_what_is_known(arguments: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=arguments[0]):
+        flags_of(Settings, arguments)
