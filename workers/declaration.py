@@ -19,8 +19,8 @@ def function(
 ) -> Callable[[F], F]:
     """Declare a handler for the events on `subject` (one pattern or several).
 
-    `nodeless deploy` reads the arguments from the text of the module, so they have to be literals. `name` defaults to the
-    callable's own; the rest are the fields of the same names in the Function's `delivery` and `scaling`
+    `nodeless deploy` reads the arguments from the text of the module, so they have to be literals. `name` defaults
+    to the callable's own; the rest are the fields of the same names in the Function's `delivery` and `scaling`
     (durations as `30s`, `1m30s`).
     """
 

@@ -1,0 +1,1 @@
+"""Decisions inside a worker, as values."""

@@ -1,0 +1,100 @@
+"""From a bundle's digest to a callable: fetch, unpack, import.
+
+Unpacked bundles lie in a directory that all workers of a node share, one folder for each digest. A folder appears
+under its name only when it is complete (renamed into place), so that several workers may unpack at once.
+"""
+
+import importlib
+import io
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workers.errors import FunctionUnusable
+
+UNPACKED_BYTES_MAX = 1024 * 1024 * 1024
+"""A bundle that unpacks to more is refused: a small archive may hold a very large file of zeros."""
+SITE_PACKAGES = "site-packages"
+
+
+def unpacked_path(bundles: Path, digest: str) -> Path:
+    return bundles / digest.removeprefix("sha256:")
+
+
+def unpack(archive: bytes, bundles: Path, digest: str) -> Path:
+    """Unpack a bundle below `bundles` unless it is there, and return its folder; raise `FunctionUnusable` for no
+    archive.
+    """
+    target = unpacked_path(bundles, digest)
+    if target.is_dir():
+        return target
+    bundles.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=".unpack-", dir=bundles))
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as entries:
+            members = entries.getmembers()
+            if sum(member.size for member in members) > UNPACKED_BYTES_MAX:
+                raise FunctionUnusable(f"the bundle unpacks to more than {UNPACKED_BYTES_MAX} bytes")
+            # The filter refuses absolute paths, links out of the folder, devices.
+            entries.extractall(directory, members, filter="data")
+        directory.chmod(0o755)
+        try:
+            directory.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        return target
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise FunctionUnusable(f"the bundle {digest} cannot be unpacked: {error}") from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def load_handler(folder: Path, handler: str) -> Callable[..., Any]:
+    """Import `module:callable` with the bundle's folder, and its vendored packages, first on the path.
+
+    Raises `FunctionUnusable` with the traceback's last line where that fails, whatever the module does.
+    """
+    module_name, _, attribute = handler.partition(":")
+    for path in (folder / SITE_PACKAGES, folder):
+        if path.is_dir():
+            sys.path.insert(0, str(path))
+    importlib.invalidate_caches()
+    os.chdir(folder)
+    try:
+        module = importlib.import_module(module_name)
+    except BaseException as error:  # a module may call sys.exit, or raise whatever it likes
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        last = traceback.format_exception_only(error)[-1].strip()
+        raise FunctionUnusable(f"{module_name} cannot be imported: {last}", _without_our_frames(error)) from error
+    if not _is_of(module, folder):
+        raise FunctionUnusable(
+            f"{module_name} is a module of the worker's own Python ({getattr(module, '__file__', 'built in')}); give yours another name"
+        )
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        what = "is not callable" if found is not None else "does not exist"
+        raise FunctionUnusable(f"{handler}: {attribute!r} {what} in {module_name}")
+    return found  # type: ignore[no-any-return]
+
+
+def _is_of(module: object, folder: Path) -> bool:
+    origin = getattr(module, "__file__", None)
+    paths = [origin] if origin else list(getattr(module, "__path__", []))
+    return any(Path(path).is_relative_to(folder) for path in paths)
+
+
+def _without_our_frames(error: BaseException) -> str:
+    frames = error.__traceback__
+    while frames is not None and (
+        "importlib" in frames.tb_frame.f_code.co_filename or frames.tb_frame.f_code.co_filename == __file__
+    ):
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))

@@ -1,0 +1,356 @@
+"""One worker: from an environment to a handler that has seen its events, and an orderly leave.
+
+Tasks, all owned by `_serve`: resident coroutines, one for each slot, which take deliveries from a deque; one
+housekeeping tick that renews the leases of everything in hand; one reporter. nats-py's own tasks feed the deque.
+Nothing of this is made for each message.
+
+    starting -> running -> (fenced: asks for no more, runs what it has, stays) -> stopping: SIGTERM, or replaced ->
+    gone
+"""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bus.core.assignment import (
+    ENVIRONMENT_ASSIGNMENT,
+    ENVIRONMENT_BUNDLES,
+    ENVIRONMENT_GRACE_S,
+    ENVIRONMENT_NATS_CREDENTIALS,
+    ENVIRONMENT_NATS_URL,
+    ENVIRONMENT_NODE_NAME,
+    ENVIRONMENT_POD_NAME,
+    ENVIRONMENT_POD_UID,
+    ENVIRONMENT_TERMINATION_LOG,
+    EXIT_FUNCTION_UNUSABLE,
+    Assignment,
+    decode_assignment,
+)
+from bus.core.errors import BrokerUnavailable, BusError, InvalidEvent, NotFound, PayloadTooLarge
+from bus.core.event import event_of
+from bus.core.reports import FENCE
+from bus.core.settlement import HAND_BACK_DELAY_S, settlement_of, start_of
+from bus.jetstream.connection import BusConfig, Connection, Message, open_connection
+from bus.jetstream.consumer import open_pull
+from bus.jetstream.delivery import Delivery
+from bus.jetstream.objects import get_bundle
+from workers.core.leases import RENEW_SHARE, Lease, is_held, renew
+from workers.errors import FunctionUnusable
+from workers.gate import Gate
+from workers.invoke import Call, Invoker
+from workers.load import load_handler, unpack, unpacked_path
+from workers.output import flush_output, set_up_output
+from workers.report import Reporter
+from workers.settle import Held, Identity, Lost, Settler
+
+log = logging.getLogger("nodeless.worker")
+
+GRACE_S = 30.0
+CONNECT_S = 20.0
+
+
+class Worker:
+    """The state of one worker between its first pull and its leave."""
+
+    def __init__(self, assignment: Assignment, identity: Identity, invoker: Invoker) -> None:
+        self.assignment, self.identity = assignment, identity
+        self.held: dict[int, Held] = {}  # by consumer sequence: each delivery is one entry
+        self.busy = 0
+        self.stop_reason = ""
+        self._invoker = invoker
+        self._queue: deque[Held] = deque()
+        self._work = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._gate = Gate()
+        self._running: dict[int, asyncio.Task[Any]] = {}
+
+    async def serve(self, connection: Connection, grace_s: float) -> None:
+        """Pull and run until told to stop; then finish what is in hand within `grace_s`, hand back the rest, and
+        return.
+        """
+        assignment = self.assignment
+        async with open_pull(connection, assignment.stream, assignment.consumer, self._take, self._gone) as pull:
+            self.pull = pull
+            self.settler = Settler(connection, pull, assignment, self.identity)
+            self.reporter = Reporter(connection, assignment, self.identity, self)
+            pull.want(assignment.concurrency)
+            await connection.subscribe(assignment.control_subject(self.identity.uid), self._on_control)
+            slots = [asyncio.ensure_future(self._slot()) for _ in range(assignment.concurrency)]
+            others = [asyncio.ensure_future(self._renew_leases()), asyncio.ensure_future(self.reporter.run())]
+            self.reporter.state = "running"
+            try:
+                await self._wait_stop([*slots, *others])
+                await self._leave(grace_s)
+            finally:
+                for task in (*slots, *others):
+                    task.cancel()
+                await asyncio.wait([*slots, *others])
+                await self.reporter.send("stopping")
+
+    def stop(self, reason: str) -> None:
+        if not self._stopping.is_set():
+            self.stop_reason = reason
+            self._stopping.set()
+
+    async def _wait_stop(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Return when told to stop; raise what ended one of our own tasks, which never end by themselves."""
+        waiting = asyncio.ensure_future(self._stopping.wait())
+        try:
+            done, _ = await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {waiting}:
+                task.result()
+                raise AssertionError("a worker's own task ended by itself")
+        finally:
+            waiting.cancel()
+
+    # -- taking
+
+    def _take(self, delivery: Delivery) -> None:
+        held = Held(delivery=delivery, lease=Lease(asyncio.get_running_loop().time()), pulled_ns=time.time_ns())
+        self.held[delivery.consumer_sequence] = held
+        self._empty.clear()
+        self._queue.append(held)
+        self._work.set()
+        self.reporter.pending = delivery.pending
+        self.reporter.changed()
+
+    def _gone(self, error: BusError) -> None:
+        self.stop(f"the consumer is gone: {error}")
+
+    def _on_control(self, message: Message) -> None:
+        if message.data == FENCE and self.reporter.state == "running":
+            self.reporter.state = "fencing"
+            self._fencing = asyncio.ensure_future(self._fence())
+
+    async def _fence(self) -> None:
+        """Ask for no more, run what crossed, and say so when nothing is left."""
+        await self.pull.fence()
+        await self._empty.wait()
+        await self.reporter.send("fenced")
+
+    def _release(self, held: Held) -> None:
+        self.held.pop(held.delivery.consumer_sequence, None)
+        if not self.held:
+            self._empty.set()
+        if self.reporter.state == "running" and not self._stopping.is_set():
+            self.pull.want(self.assignment.concurrency - len(self.held))
+        self.reporter.changed()
+
+    # -- running
+
+    async def _slot(self) -> None:
+        while True:
+            while not self._queue:
+                self._work.clear()
+                await self._work.wait()
+            held = self._queue.popleft()
+            self.busy += 1
+            self._running[held.delivery.consumer_sequence] = task = asyncio.ensure_future(self._handle(held))
+            try:
+                # A task of its own, so that an interruption ends the call and not the slot.
+                await asyncio.wait({task})
+                if not task.cancelled() and task.exception() is not None:
+                    log.error("delivery left to its lease", exc_info=task.exception(), extra=_fields(held))
+            finally:
+                task.cancel()
+                self.busy -= 1
+                self._running.pop(held.delivery.consumer_sequence, None)
+                self._release(held)
+
+    async def _handle(self, held: Held) -> None:
+        try:
+            await self._run_and_settle(held)
+        except Lost as error:
+            log.warning("delivery lost: %s", error, extra=_fields(held))
+        except asyncio.CancelledError:
+            held.finished_ns = time.time_ns()
+            await asyncio.shield(self._given_back(held, was_running=held.started_ns > 0))
+            raise
+        except BusError as error:
+            # It stays unsettled: its lease ends, and it comes again.
+            log.error("delivery not settled: %s", error, extra=_fields(held))
+
+    async def _run_and_settle(self, held: Held) -> None:
+        delivery = held.delivery
+        try:
+            held.event = event_of(
+                delivery.subject, delivery.headers, delivery.data,
+                stream=delivery.stream, sequence=delivery.sequence, stored_at=delivery.stored_at,
+            )  # fmt: skip
+        except InvalidEvent as error:
+            await self.settler.dead(held, "undecodable", str(error), ())
+            return
+        records = await self.settler.read_history(held) if delivery.count > 1 else ()
+        start = start_of(self.assignment.delivery, delivery.count, records)
+        held.attempt, held.history = start.attempt, start.history
+        if start.action == "dead":
+            kind = "worker-died" if start.is_death else "attempts-exhausted"
+            await self.settler.dead(held, kind, start.reason, start.history)  # type: ignore[arg-type]
+            self.reporter.failed += 1
+            return
+        async with self._gate.alone() if start.action == "run-alone" else self._gate.together():
+            if delivery.count > 1:
+                await self.settler.record_began(held)
+            held.started_ns = time.time_ns()
+            call = await self._invoker.call(held.event)
+            held.finished_ns = time.time_ns()
+        self.reporter.took((held.finished_ns - held.started_ns) / 1e9)
+        await self._settle(held, call)
+        if call.is_abandoned:
+            self.stop("a call that overran its timeout cannot be stopped; this worker has to be replaced")
+
+    async def _settle(self, held: Held, call: Call) -> None:
+        if call.ended == "succeeded":
+            try:
+                await self.settler.succeed(held, call.result, call.content_type)
+                self.reporter.handled += 1
+                return
+            except PayloadTooLarge as error:
+                call = Call(ended="rejected", error=f"the result cannot be stored: {error}")
+        self.reporter.failed += 1
+        log.warning("call %s: %s", call.ended, call.error, extra=_fields(held))
+        if call.traceback:
+            log.warning("%s", call.traceback.rstrip())
+        attempt = self.settler.attempt_of(
+            held, "failed" if call.ended in {"retry-later", "succeeded"} else call.ended, call.error, call.traceback  # type: ignore[arg-type]
+        )  # fmt: skip
+        settlement = settlement_of(
+            self.assignment.delivery, held.attempt, call.ended, random.random(), error=call.error, after_s=call.after_s  # noqa: S311 - jitter
+        )  # fmt: skip
+        if settlement.action == "retry":
+            await self.settler.retry(held, attempt, settlement.delay_s)
+        else:
+            kind = "rejected" if call.ended == "rejected" else "attempts-exhausted"
+            await self.settler.dead(held, kind, settlement.reason, (*held.history, attempt))  # type: ignore[arg-type]
+
+    # -- holding
+
+    async def _renew_leases(self) -> None:
+        loop = asyncio.get_running_loop()
+        lease_s = self.assignment.lease_s
+        while True:
+            await asyncio.sleep(lease_s * RENEW_SHARE)
+            now_s = loop.time()
+            due = [held for held in self.held.values() if is_held(held.lease, now_s, lease_s)]
+            if not due:
+                continue
+            try:
+                await self.pull.extend(held.delivery for held in due)
+            except BrokerUnavailable as error:
+                log.info("leases not renewed: %s", error)
+                continue
+            for held in due:
+                renew(held.lease, now_s, lease_s)
+
+    # -- leaving
+
+    async def _leave(self, grace_s: float) -> None:
+        log.info("leaving: %s", self.stop_reason, extra={"held": len(self.held)})
+        self.reporter.state = "stopping"
+        await self.pull.fence()
+        while self._queue:
+            held = self._queue.popleft()
+            await self._given_back(held, was_running=False)
+            self._release(held)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._empty.wait()
+        except TimeoutError:
+            log.warning("calls interrupted after the grace period", extra={"calls": len(self._running)})
+            for task in list(self._running.values()):
+                task.cancel()
+            if self._running:
+                await asyncio.wait(list(self._running.values()), timeout=2)
+
+    async def _given_back(self, held: Held, *, was_running: bool) -> None:
+        try:
+            await self.settler.hand_back(held, "interrupted" if was_running else "handed-back", HAND_BACK_DELAY_S)
+        except (Lost, BusError) as error:
+            log.warning("delivery left to its lease: %s", error, extra=_fields(held))
+
+
+def _fields(held: Held) -> dict[str, object]:
+    event_id = held.event.id if held.event is not None else f"{held.delivery.stream}:{held.delivery.sequence}"
+    return {"event_id": event_id, "attempt": held.attempt}
+
+
+async def _handler_of(assignment: Assignment, bundles: Path, connection: Connection) -> Any:
+    folder = unpacked_path(bundles, assignment.bundle)
+    if not folder.is_dir():
+        try:
+            archive = await get_bundle(connection, assignment.bundle)
+        except BusError as error:
+            if error.retryable:
+                raise
+            raise FunctionUnusable(f"its code cannot be fetched: {error}") from error
+        folder = unpack(archive, bundles, assignment.bundle)
+    return load_handler(folder, assignment.handler)
+
+
+async def _serve(assignment: Assignment, environment: Mapping[str, str], started_ns: int) -> None:
+    config = BusConfig(
+        url=environment[ENVIRONMENT_NATS_URL],
+        credentials_text=environment.get(ENVIRONMENT_NATS_CREDENTIALS) or None,
+        name=f"worker {environment.get(ENVIRONMENT_POD_NAME, '')}",
+        inbox_prefix=assignment.inbox_prefix,
+        connect_s=CONNECT_S,
+    )
+    identity = Identity(
+        pod=environment.get(ENVIRONMENT_POD_NAME, "worker"),
+        uid=environment.get(ENVIRONMENT_POD_UID, str(os.getpid())),
+        node=environment.get(ENVIRONMENT_NODE_NAME, ""),
+        started_ns=started_ns,
+    )
+    bundles = Path(environment.get(ENVIRONMENT_BUNDLES) or Path.home() / ".cache" / "nodeless" / "bundles")
+    async with open_connection(config) as connection:
+        handler = await _handler_of(assignment, bundles, connection)
+        invoker = Invoker(handler, assignment.concurrency, assignment.delivery.timeout_s)
+        worker = Worker(assignment, identity, invoker)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.stop, f"{signal.Signals(number).name} received")
+        await worker.serve(connection, float(environment.get(ENVIRONMENT_GRACE_S) or GRACE_S))
+
+
+def main(environment: Mapping[str, str]) -> int:
+    """Run one worker and return its exit status: 0 after an orderly leave, 78 for an unusable function, 69 without
+    a broker.
+
+    May be called in a child that was forked from a parent which had done the imports.
+    """
+    started_ns = time.time_ns()
+    set_up_output(environment)
+    try:
+        assignment = decode_assignment(environment[ENVIRONMENT_ASSIGNMENT])
+    except (KeyError, msgspec.DecodeError) as error:
+        return _unusable(environment, f"this worker was given no assignment: {error}", "", 64)
+    try:
+        asyncio.run(_serve(assignment, environment, started_ns))
+        return 0
+    except FunctionUnusable as error:
+        return _unusable(environment, error.reason, error.details, EXIT_FUNCTION_UNUSABLE)
+    except (BrokerUnavailable, NotFound) as error:
+        return _unusable(environment, str(error), "", 69)
+    finally:
+        flush_output()
+
+
+def _unusable(environment: Mapping[str, str], reason: str, details: str, status: int) -> int:
+    log.error("%s", reason)
+    if details:
+        log.error("%s", details.rstrip())
+    path = environment.get(ENVIRONMENT_TERMINATION_LOG)
+    if path:
+        Path(path).write_text(reason[:4096])
+    return status
