@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bus.core.event import Event as Event
-
     from workers.declaration import function as function
+    from workers.errors import Reject as Reject
+    from workers.errors import RetryLater as RetryLater
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"Event": "bus.core.event", "function": "workers.declaration"}
+_PUBLIC = {
+    "Event": "bus.core.event",
+    "function": "workers.declaration",
+    "Reject": "workers.errors",
+    "RetryLater": "workers.errors",
+}
 
-__all__ = ["Event", "function", "__version__"]
+__all__ = ["Event", "function", "Reject", "RetryLater", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

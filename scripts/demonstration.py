@@ -1,7 +1,8 @@
 """The main job, as a user would do it: a git push runs a function on a node that is not there.
 
-Brings a system up in a directory of its own, makes a bare repository with the hook, deploys the example, commits, pushes, waits for
-the result, prints what happened when, and takes everything down. Exit status 0 only if the result came from the worker pod.
+Brings a system up in a directory of its own, makes a bare repository with the hook, deploys the example, commits,
+pushes, waits for the result, prints what happened when, and takes everything down. Exit status 0 only if the result
+came from the worker pod.
 """
 
 import argparse
@@ -14,14 +15,15 @@ import time
 from pathlib import Path
 
 import msgspec
+from nodeless.cli.target import Target
 from rich.console import Console
 from rich.table import Table
 
 from bus.core.event import event_of
 from bus.jetstream.connection import StoredMessage
+from bus.jetstream.reading import read
 from bus.jetstream.topology import consumer_state
 from nodeless.cli.events import lower_headers
-from nodeless.cli.target import Target
 from scripts.observe import Observer, epoch_s, observe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,14 +73,19 @@ def make_repository(home: Path, directory: Path) -> Path:
 async def push_and_watch(target: Target, clone: Path) -> tuple[dict[str, float], StoredMessage, Observer]:
     """Push, wait for the result, and return when each step happened, in seconds since the push began."""
     async with observe(target, FUNCTION) as observer:
-        events = observer.connection.read("EVENTS", "events.git.push.>", start="new", follow=True)
+        events = read(observer.connection, "EVENTS", "events.git.push.>", start="new", follow=True)
         stored = asyncio.ensure_future(anext(events))
         await asyncio.sleep(0.5)  # let the reader's consumer be there before the push
         pushed_s = time.time()
         push = await asyncio.create_subprocess_exec("git", "-C", str(clone), "push", "--quiet", "origin", "main")
         message = await asyncio.wait_for(stored, RESULT_WAIT_S)
         event = event_of(
-            message.subject, message.headers, message.data, stream="EVENTS", sequence=message.sequence, stored_at=message.stored_at
+            message.subject,
+            message.headers,
+            message.data,
+            stream="EVENTS",
+            sequence=message.sequence,
+            stored_at=message.stored_at,
         )
         result = await observer.result_of(event.digest, RESULT_WAIT_S)
         acknowledged_s = await acknowledged(observer, message.sequence)
@@ -99,7 +106,9 @@ async def push_and_watch(target: Target, clone: Path) -> tuple[dict[str, float],
             "acknowledged": acknowledged_s,
         }
         if pod.node != headers.get("nodeless-node"):
-            raise DemonstrationError(f"the result says node {headers.get('nodeless-node')!r}, and the pod was bound to {pod.node!r}")
+            raise DemonstrationError(
+                f"the result says node {headers.get('nodeless-node')!r}, and the pod was bound to {pod.node!r}"
+            )
         await events.aclose()
         return {name: moment_s - pushed_s for name, moment_s in timeline.items()}, result, observer
 
@@ -132,12 +141,15 @@ def print_timeline(timeline: dict[str, float]) -> None:
 
 def print_result(result: StoredMessage) -> None:
     headers = lower_headers(result.headers)
-    console.print(f"Result of [bold]{FUNCTION}[/bold] from pod {headers['nodeless-worker']} on node {headers['nodeless-node']}:")
+    console.print(
+        f"Result of [bold]{FUNCTION}[/bold] from pod {headers['nodeless-worker']} on node {headers['nodeless-node']}:"
+    )
     console.print(msgspec.json.format(result.data, indent=2).decode(), markup=False)
 
 
 def print_around(home: Path, clone: Path) -> None:
-    console.print(f"""
+    console.print(
+        f"""
 The system goes on running. To look around:
   export KUBECONFIG={home}/kubeconfig NODELESS_HOME={home}
   kubectl get functions,pods,nodes -o wide
@@ -148,11 +160,16 @@ The system goes on running. To look around:
   nodeless logs {FUNCTION} -f
 To take it down and remove its data:
   nodeless down --purge --home {home} && rm -r {home.parent}
-""", markup=False, soft_wrap=True)
+""",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--keep", action="store_true", help="leave the system running and say how to look around")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="nodeless-demo-"))
@@ -175,12 +192,18 @@ def main() -> int:
     except (DemonstrationError, TimeoutError) as error:
         console.print(f"demo: {error or 'no result in time'}", style="red", markup=False)
         for log in sorted((home / "logs").glob("*.log")):
-            console.print(f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]), markup=False, style="dim")
+            console.print(
+                f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]),
+                markup=False,
+                style="dim",
+            )
         return 1
     finally:
         if not is_kept:
             if home.exists():
-                subprocess.run(["nodeless", "down", "--purge", "--home", str(home)], check=False, stdout=subprocess.DEVNULL)
+                subprocess.run(
+                    ["nodeless", "down", "--purge", "--home", str(home)], check=False, stdout=subprocess.DEVNULL
+                )
             shutil.rmtree(directory, ignore_errors=True)
         console.print(f"demo: {time.monotonic() - started_s:.1f} s in all", style="dim")
 

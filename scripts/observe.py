@@ -1,4 +1,5 @@
-"""Watch one event's way through the whole chain, from outside: the broker's stamps, the API server's watch, the result's headers.
+"""Watch one event's way through the whole chain, from outside: the broker's stamps, the API server's watch, the
+result's headers.
 
 All clocks are this machine's, so the steps can be subtracted from one another.
 """
@@ -10,16 +11,16 @@ from datetime import datetime
 
 import anyio
 from msgspec import Struct, field
+from nodeless.cli.target import Target
 
 from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.informer import Change, open_informer
 from bus.cluster.resources import PODS
+from bus.core.assignment import FUNCTION_LABEL, WOKEN_ANNOTATION
 from bus.jetstream.connection import Connection, StoredMessage, open_connection
+from bus.jetstream.reading import read
 from nodeless.cli.events import lower_headers
-from nodeless.cli.logs import FUNCTION_LABEL
-from nodeless.cli.target import Target
 
-WOKEN_ANNOTATION = "nodeless.dev/woken-at"
 STEPS = ("stored", "woken", "created", "bound", "forked", "pulled", "handler")
 """In the order in which they happen; `handler` is the handler's first instruction."""
 
@@ -70,7 +71,7 @@ class Observer(Struct, kw_only=True):
         """Wait for the result of the event with that digest; raise `TimeoutError`."""
         subject = f"results.{self.namespace}.{self.function}.{digest}"
         with anyio.fail_after(timeout_s):
-            async with aclosing(self.connection.read("RESULTS", subject, start="all", follow=True)) as messages:
+            async with aclosing(read(self.connection, "RESULTS", subject, start="all", follow=True)) as messages:
                 async for message in messages:
                     return message
         raise TimeoutError(f"the stream of results ended before {subject} came")

@@ -20,7 +20,9 @@ class Condition(Struct, frozen=True, kw_only=True):
 def merged(
     before: Iterable[Mapping[str, Any]], wanted: Iterable[Condition], *, generation: int, now: str
 ) -> list[dict[str, Any]]:
-    """Return the conditions to write: those wanted, sorted by type; each keeps its transition time unless its status changed."""
+    """Return the conditions to write: those wanted, sorted by type; each keeps its transition time unless its
+    status changed.
+    """
     known = {condition["type"]: condition for condition in before}
     written = []
     for condition in sorted(wanted, key=lambda each: each.type):

@@ -1,7 +1,8 @@
 """One connection to the broker: storing with acknowledgement, requests, subscriptions, reading what is stored.
 
-Requests have an inbox of their own, with one future each: cheaper than the library's, safe to cancel, and failed at once when the
-connection goes, instead of at a timeout. nats-py keeps connecting, authentication, TLS and reconnecting.
+Requests have an inbox of their own, with one future each: cheaper than the library's, safe to cancel, and failed at
+once when the connection goes, instead of at a timeout. nats-py keeps connecting, authentication, TLS and
+reconnecting.
 """
 
 import asyncio
@@ -164,8 +165,9 @@ class Connection:
     async def publish(self, event: Event, *, timeout_s: float = 5.0) -> Stored:
         """Return when the broker has stored the event.
 
-        Raises `InvalidSubject`, `PayloadTooLarge`, `NotAllowed`, `Refused`, `BrokerUnavailable` (not stored), `PublishUnconfirmed` (may be
-        stored; publishing the same event again cannot double it within the de-duplication window).
+        Raises `InvalidSubject`, `PayloadTooLarge`, `NotAllowed`, `Refused`, `BrokerUnavailable` (not stored),
+        `PublishUnconfirmed` (may be stored; publishing the same event again cannot double it within the
+        de-duplication window).
         """
         check_subject(event.subject)
         return await self.store(event.subject, event.data, headers_of(event), timeout_s=timeout_s)
@@ -180,7 +182,9 @@ class Connection:
         expected_last_subject_sequence: int | None = None,
         timeout_s: float = 5.0,
     ) -> Stored:
-        """Store one message and return the acknowledgement; `SequenceConflict` where the subject's last sequence is another."""
+        """Store one message and return the acknowledgement; `SequenceConflict` where the subject's last sequence is
+        another.
+        """
         all_headers = dict(headers or {})
         if message_id is not None:
             all_headers[MESSAGE_ID] = message_id
@@ -276,7 +280,9 @@ class Connection:
     # -- inside
 
     async def _ask(self, subject: str, data: bytes, headers: dict[str, str] | None, timeout_s: float) -> Msg:
-        """Publish with a reply inbox and return the reply; `TimeoutError`, `BrokerUnavailable`, `PublishUnconfirmed`, `NotAllowed`."""
+        """Publish with a reply inbox and return the reply; `TimeoutError`, `BrokerUnavailable`,
+        `PublishUnconfirmed`, `NotAllowed`.
+        """
         if not self.is_connected:
             raise BrokerUnavailable(self.url, self._last_error or "the connection is away and being made again")
         token = str(next(self._tokens))

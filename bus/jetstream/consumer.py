@@ -1,9 +1,9 @@
 """A parked pull on one durable consumer, and the ways to settle what it brings.
 
-The pull request lives on the server and is lost with its connection, so it is made again after a reconnect, at its end, and when the server
-has been silent for two heartbeats. A request is one message with a batch size; data messages come with their original subject and do
-not say which request they answer, so the server's order is used: the oldest request is served first. Status messages come on the
-request's own token and end exactly that one.
+The pull request lives on the server and is lost with its connection, so it is made again after a reconnect, at its
+end, and when the server has been silent for two heartbeats. A request is one message with a batch size; data
+messages come with their original subject and do not say which request they answer, so the server's order is used:
+the oldest request is served first. Status messages come on the request's own token and end exactly that one.
 """
 
 import asyncio
@@ -56,7 +56,9 @@ class PullConsumer:
         self._changed = asyncio.Event()
 
     def want(self, deliveries: int) -> None:
-        """Keep up to that many deliveries asked for. What is asked for already cannot be taken back, except by `fence`."""
+        """Keep up to that many deliveries asked for. What is asked for already cannot be taken back, except by
+        `fence`.
+        """
         self._wanted = deliveries
         if deliveries > self.asked:
             self._changed.set()
@@ -77,11 +79,15 @@ class PullConsumer:
     # -- settling
 
     async def ack(self, delivery: Delivery, timeout_s: float = 5.0) -> None:
-        """Return when the broker has recorded the acknowledgement; `PublishUnconfirmed`, `BrokerUnavailable` otherwise."""
+        """Return when the broker has recorded the acknowledgement; `PublishUnconfirmed`, `BrokerUnavailable`
+        otherwise.
+        """
         await self._settle(delivery, b"+ACK", timeout_s)
 
     async def retry_after(self, delivery: Delivery, delay_s: float, timeout_s: float = 5.0) -> None:
-        """Give it back, to be delivered again after `delay_s`. Never without a delay: a bare NAK comes back at once, for ever."""
+        """Give it back, to be delivered again after `delay_s`. Never without a delay: a bare NAK comes back at
+        once, for ever.
+        """
         body = b"-NAK " + msgspec.json.encode({"delay": max(1, int(delay_s * 1_000_000_000))})
         await self._settle(delivery, body, timeout_s)
 
@@ -188,7 +194,9 @@ async def open_pull(
     on_delivery: Callable[[Delivery], None],
     on_gone: Callable[[BusError], None],
 ) -> AsyncIterator[PullConsumer]:
-    """Own one pull consumer; `on_delivery` runs on the loop for each delivery, `on_gone` once if the consumer was deleted."""
+    """Own one pull consumer; `on_delivery` runs on the loop for each delivery, `on_gone` once if the consumer was
+    deleted.
+    """
     pull = PullConsumer(connection, stream, consumer, on_delivery, on_gone)
     await pull._open()
     running = asyncio.ensure_future(pull._run())

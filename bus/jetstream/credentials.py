@@ -29,7 +29,9 @@ class Authority(Struct, frozen=True, kw_only=True):
 
 
 def new_authority(name: str = "nodeless") -> Authority:
-    """Make an operator, an account with JetStream and a system account. The operator's own seed is not kept: it signs nothing more."""
+    """Make an operator, an account with JetStream and a system account. The operator's own seed is not kept: it
+    signs nothing more.
+    """
     operator = _key_pair(nkeys.PREFIX_BYTE_OPERATOR)
     account = _key_pair(nkeys.PREFIX_BYTE_ACCOUNT)
     system = _key_pair(nkeys.PREFIX_BYTE_ACCOUNT)
@@ -54,7 +56,9 @@ def new_authority(name: str = "nodeless") -> Authority:
 
 
 def mint_user(account_seed: str, name: str, permissions: Permissions) -> str:
-    """Return the text of a credentials file for a new user. Raises `ValueError` where the seed is no account's seed."""
+    """Return the text of a credentials file for a new user. Raises `ValueError` where the seed is no account's
+    seed.
+    """
     try:
         account = nkeys.from_seed(bytearray(account_seed.strip().encode()))
         account_key = _public(account)

@@ -34,8 +34,8 @@ class Delivery(Struct, frozen=True, kw_only=True):
 def delivery_of(message: Message) -> Delivery | None:
     """Return the delivery in a message, or None for what is none (a status of the server).
 
-    The reply subject has 9 tokens, or 11 and more with domain and account before the stream. Source: ADR-15 and the server's
-    feature flag `js_ack_fc_v2`.
+    The reply subject has 9 tokens, or 11 and more with domain and account before the stream. Source: ADR-15 and the
+    server's feature flag `js_ack_fc_v2`.
     """
     parts = message.reply.split(".")
     if len(parts) < 9 or parts[0] != "$JS" or parts[1] != "ACK":

@@ -1,7 +1,8 @@
 """Bundles in the broker's object store: content-addressed, stored once, checked when read.
 
-The layout is NATS' own (ADR-20), so its tools can list and read them. Chunks lie under the digest where other writers draw a
-random id: storing the same archive again finds it there, and the right to read one bundle is one subject.
+The layout is NATS' own (ADR-20), so its tools can list and read them. Chunks lie under the digest where other
+writers draw a random id: storing the same archive again finds it there, and the right to read one bundle is one
+subject.
 """
 
 import base64

@@ -1,7 +1,8 @@
 """Read a stream in order, from a place on, to its present end or for ever.
 
-Each reader is an ephemeral consumer without acknowledgements, made with the filter in the subject of the request, so that a user's
-permissions can name what it may read. It goes with its reader: the server drops it after a while of silence.
+Each reader is an ephemeral consumer without acknowledgements, made with the filter in the subject of the request,
+so that a user's permissions can name what it may read. It goes with its reader: the server drops it after a while
+of silence.
 """
 
 import asyncio
@@ -32,8 +33,9 @@ async def read(
 ) -> AsyncGenerator[StoredMessage, None]:
     """Yield the messages on `pattern`, oldest first, each once, over reconnects too.
 
-    `start` is all, only what is stored from now on, or a sequence. Without `follow` it ends with what was stored when it began.
-    Raises `NotFound` for a stream that is not there. Close the iterator (`aclosing`) when leaving early.
+    `start` is all, only what is stored from now on, or a sequence. Without `follow` it ends with what was stored
+    when it began. Raises `NotFound` for a stream that is not there. Close the iterator (`aclosing`) when leaving
+    early.
     """
     reader = _Reader(connection, stream, pattern, start)
     try:

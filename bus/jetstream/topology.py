@@ -34,7 +34,9 @@ class ConsumerState(Struct, frozen=True, kw_only=True):
 
 
 async def ensure_streams(connection: Connection, replicas: int = 1) -> list[str]:
-    """Create or change what differs; return one line for each change. Raises `StreamMismatch`, `Refused`, `BrokerUnavailable`."""
+    """Create or change what differs; return one line for each change. Raises `StreamMismatch`, `Refused`,
+    `BrokerUnavailable`.
+    """
     done: list[str] = []
     for spec in STREAMS:
         done += await _ensure_stream(connection, spec, replicas)

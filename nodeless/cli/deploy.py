@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 from msgspec import Struct
+from nodeless.cli.target import Target
 
 from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.errors import NotFound
@@ -13,7 +14,6 @@ from bus.cluster.resources import FUNCTIONS
 from bus.core.subjects import check_pattern, covers
 from bus.jetstream.connection import open_connection
 from bus.jetstream.objects import put_bundle
-from nodeless.cli.target import Target
 from nodeless.packaging.bundle import Bundle, bundle_of
 from nodeless.packaging.handlers import Declared, DeployError, check_function_name
 
@@ -69,7 +69,9 @@ def function_object(
     for pattern in patterns:
         check_pattern(pattern)
         if not covers(EVERYTHING, pattern):
-            raise DeployError(f"the pattern {pattern!r} lies outside the stream: expected one below 'events.', as in 'events.{pattern}'")
+            raise DeployError(
+                f"the pattern {pattern!r} lies outside the stream: expected one below 'events.', as in 'events.{pattern}'"
+            )
     unknown = sorted(set(declared.options) - set(_OPTIONS))
     if unknown:
         raise DeployError(
@@ -112,7 +114,11 @@ def _short(value: object) -> str:
     if isinstance(value, str):
         return value[:19] + "…" if value.startswith("sha256:") else value
     if isinstance(value, list):
-        return "[" + ", ".join(str(item.get("subject", item)) if isinstance(item, dict) else str(item) for item in value) + "]"
+        return (
+            "["
+            + ", ".join(str(item.get("subject", item)) if isinstance(item, dict) else str(item) for item in value)
+            + "]"
+        )
     return str(value)
 
 
@@ -135,7 +141,9 @@ async def deploy(
         check_function_name(name)
         if len(bundle.handlers) > 1:
             declared = ", ".join(f"{each.handler} ({each.name})" for each in bundle.handlers)
-            raise DeployError(f"--name {name!r} fits one function, and {path} declares {declared}; choose one with --handler")
+            raise DeployError(
+                f"--name {name!r} fits one function, and {path} declares {declared}; choose one with --handler"
+            )
     async with open_cluster(target.cluster) as cluster:
         namespace = target.namespace or cluster.namespace
         objects = [
@@ -193,7 +201,9 @@ async def _subscribed(cluster: Cluster, deployed: Deployed) -> Deployed:
 
 def _replaced(deployed: Deployed, *, ready: bool, message: str) -> Deployed:
     return Deployed(
-        **{field: getattr(deployed, field) for field in deployed.__struct_fields__ if field not in {"ready", "message"}},
+        **{
+            field: getattr(deployed, field) for field in deployed.__struct_fields__ if field not in {"ready", "message"}
+        },
         ready=ready,
         message=message,
     )

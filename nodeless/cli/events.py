@@ -7,18 +7,21 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
+from nodeless.cli.target import Target
 
 from bus.core.attempts import DeadLetter
 from bus.core.event import Event, event_of
 from bus.core.subjects import check_pattern, check_subject
 from bus.jetstream.connection import Connection, Stored, open_connection
+from bus.jetstream.reading import read
 from nodeless.cli.output import json_or_text
-from nodeless.cli.target import Target
 
 EVENTS_PREFIX = "events."
 
 
-def new_event(subject: str, data: bytes, *, type_: str | None, source: str, id_: str | None, content_type: str | None) -> Event:
+def new_event(
+    subject: str, data: bytes, *, type_: str | None, source: str, id_: str | None, content_type: str | None
+) -> Event:
     """Return the event that `publish` sends; the subject may leave out the leading `events.`."""
     full = subject if subject.startswith(EVENTS_PREFIX) else EVENTS_PREFIX + subject
     check_subject(full)
@@ -54,15 +57,25 @@ async def publish(target: Target, event: Event) -> Stored:
         return await connection.publish(event)
 
 
-async def tail(target: Target, pattern: str, *, start: Literal["all", "new"], follow: bool) -> AsyncIterator[dict[str, Any]]:
+async def tail(
+    target: Target, pattern: str, *, start: Literal["all", "new"], follow: bool
+) -> AsyncIterator[dict[str, Any]]:
     """Yield events on a pattern as they are stored."""
     full = pattern if pattern.startswith(EVENTS_PREFIX) or pattern == ">" else EVENTS_PREFIX + pattern
     full = "events.>" if full == ">" else full
     check_pattern(full)
-    async with open_connection(target.bus) as connection, aclosing(connection.read("EVENTS", full, start=start, follow=follow)) as messages:
+    async with (
+        open_connection(target.bus) as connection,
+        aclosing(read(connection, "EVENTS", full, start=start, follow=follow)) as messages,
+    ):
         async for message in messages:
             event = event_of(
-                message.subject, message.headers, message.data, stream="EVENTS", sequence=message.sequence, stored_at=message.stored_at
+                message.subject,
+                message.headers,
+                message.data,
+                stream="EVENTS",
+                sequence=message.sequence,
+                stored_at=message.stored_at,
             )
             yield {
                 "sequence": message.sequence,
@@ -79,7 +92,9 @@ async def results(target: Target, namespace: str, function: str, *, follow: bool
     """Yield a function's stored results, oldest first."""
     async with (
         open_connection(target.bus) as connection,
-        aclosing(connection.read("RESULTS", f"results.{namespace}.{function}.*", start="all", follow=follow)) as messages,
+        aclosing(
+            read(connection, "RESULTS", f"results.{namespace}.{function}.*", start="all", follow=follow)
+        ) as messages,
     ):
         async for message in messages:
             headers = lower_headers(message.headers)
@@ -101,7 +116,7 @@ async def dead_letters(target: Target, namespace: str, function: str) -> list[di
 
 
 async def _dead_letters(connection: Connection, subject: str) -> AsyncIterator[dict[str, Any]]:
-    async with aclosing(connection.read("DEAD", subject, start="all", follow=False)) as messages:
+    async with aclosing(read(connection, "DEAD", subject, start="all", follow=False)) as messages:
         async for message in messages:
             headers = lower_headers(message.headers)
             letter = msgspec.json.decode(headers["nodeless-dead"], type=DeadLetter)

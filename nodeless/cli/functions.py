@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
+from nodeless.cli.target import Target
 
 from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.errors import NotFound
 from bus.cluster.resources import FUNCTIONS
-from nodeless.cli.target import Target
 
 DELETE_WAIT_S = 60.0
 
@@ -54,7 +54,9 @@ async def function_rows(target: Target, *, all_namespaces: bool) -> list[dict[st
 
 
 async def delete_functions(target: Target, names: list[str]) -> list[str]:
-    """Delete functions and wait until they are gone, pods and consumers with them; return the names that did not exist."""
+    """Delete functions and wait until they are gone, pods and consumers with them; return the names that did not
+    exist.
+    """
     missing: list[str] = []
     async with open_cluster(target.cluster) as cluster:
         namespace = target.namespace or cluster.namespace

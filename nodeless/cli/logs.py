@@ -5,14 +5,13 @@ from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskGroup
+from nodeless.cli.target import Target
 
 from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.errors import ClusterError, NotFound
 from bus.cluster.informer import Change, open_informer
 from bus.cluster.resources import FUNCTIONS, PODS
-from nodeless.cli.target import Target
-
-FUNCTION_LABEL = "nodeless.dev/function"
+from bus.core.assignment import FUNCTION_LABEL
 
 Write = Callable[[str, str], None]
 """Called with the pod's name and one line, without its end."""
@@ -23,7 +22,9 @@ def write_line(pod: str, line: str) -> None:
     sys.stdout.flush()
 
 
-async def logs(target: Target, function: str, *, follow: bool, tail_lines: int | None, write: Write = write_line) -> int:
+async def logs(
+    target: Target, function: str, *, follow: bool, tail_lines: int | None, write: Write = write_line
+) -> int:
     """Write the lines of the function's pods; with `follow`, of those that come later too, until interrupted.
 
     Returns the number of pods that were read. Raises `NotFound` where there is no such function.

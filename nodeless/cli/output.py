@@ -1,4 +1,6 @@
-"""How commands print: a table for people, one JSON document for programs; results to standard output, problems to standard error."""
+"""How commands print: a table for people, one JSON document for programs; results to standard output, problems to
+standard error.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,7 +37,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, emp
     cells = [[column.upper() for column in columns], *([_cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     for line in cells:
-        sys.stdout.write("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
+        sys.stdout.write(
+            "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n"
+        )
 
 
 def _cell(value: object) -> str:

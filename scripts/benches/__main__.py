@@ -14,7 +14,9 @@ BENCHES = {"cold-start": "scripts.benches.cold_start", "start": "scripts.benches
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure; every figure of this project comes from here.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description="Measure; every figure of this project comes from here."
+    )
     parser.add_argument("name", choices=sorted(BENCHES), help="which bench")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     parser.add_argument("--runs", type=int, default=None, help="measured runs (the bench has its own default)")

@@ -1,6 +1,7 @@
 """Cold start: publish -> the handler's first instruction, with the function at zero workers before each run.
 
-Through the real API server and the real scheduler, the broker syncing before it acknowledges, the bundle already on the node.
+Through the real API server and the real scheduler, the broker syncing before it acknowledges, the bundle already on
+the node.
 """
 
 import asyncio
@@ -8,13 +9,13 @@ import statistics
 import time
 import uuid
 
+from nodeless.cli.target import Target
 from rich.progress import Progress
 
 from bus.core.event import Event
-from nodeless.cli.target import Target
 from scripts.benches.report import Report, Row, machine, quantile
 from scripts.benches.system import deployed, running_system
-from scripts.observe import STEPS, Observer, epoch_s, observe
+from scripts.observe import STEPS, Observer, observe
 
 RUNS = 30
 WARM_UPS = 2
@@ -82,6 +83,7 @@ async def no_pods(observer: Observer) -> None:
     deadline_s = time.monotonic() + ZERO_WAIT_S
     while observer.live_pods:
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"{FUNCTION} still has workers {ZERO_WAIT_S:.0f} s after its last event: {observer.live_pods}")
+            raise TimeoutError(
+                f"{FUNCTION} still has workers {ZERO_WAIT_S:.0f} s after its last event: {observer.live_pods}"
+            )
         await asyncio.sleep(0.02)
-

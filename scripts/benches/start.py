@@ -1,4 +1,6 @@
-"""Start of a whole system: `nodeless up` from nothing and on existing data, and what the idle system holds in memory."""
+"""Start of a whole system: `nodeless up` from nothing and on existing data, and what the idle system holds in
+memory.
+"""
 
 import json
 import shutil

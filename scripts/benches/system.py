@@ -13,9 +13,13 @@ class BenchError(Exception):
 
 
 def nodeless(home: Path, *arguments: str) -> str:
-    done = subprocess.run(["nodeless", *arguments, "--home", str(home)], capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        ["nodeless", *arguments, "--home", str(home)], capture_output=True, text=True, timeout=900, check=False
+    )
     if done.returncode:
-        raise BenchError(f"nodeless {' '.join(arguments)} ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise BenchError(
+            f"nodeless {' '.join(arguments)} ended with status {done.returncode}:\n{done.stdout}{done.stderr}"
+        )
     return done.stdout
 
 
