@@ -1,49 +1,48 @@
-"""Who may run beside whom: ordinary calls together, a call that has killed before alone."""
+"""Who may run beside whom: ordinary calls together, a call that may kill its worker alone."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 
 class Gate:
-    """Many may be inside, or one alone. Whoever wants to be alone comes next: no newcomer passes it."""
+    """Many may be inside, or one alone. While one is alone, or waits for it, nobody else is let in: nobody waits."""
 
     def __init__(self) -> None:
         self._inside = 0
-        self._is_alone = False
-        self._alone_waiting = 0
-        self._changed = asyncio.Condition()
+        self._is_taken = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether one more would be let in."""
+        return not self._is_taken
 
     @asynccontextmanager
-    async def together(self) -> AsyncIterator[None]:
-        if self._is_alone or self._alone_waiting:
-            async with self._changed:
-                await self._changed.wait_for(lambda: not self._is_alone and not self._alone_waiting)
-                self._inside += 1
-        else:
-            self._inside += 1
+    async def enter(self, *, alone: bool, on_alone: Callable[[], None]) -> AsyncIterator[bool]:
+        """Yield whether we are inside; one that wants to be alone is, once all others have left.
+
+        `on_alone` is called when `is_free` changes.
+        """
+        if self._is_taken:
+            yield False
+            return
+        if alone:
+            self._is_taken = True
+            on_alone()
+            try:
+                await self._empty.wait()
+                yield True
+            finally:
+                self._is_taken = False
+                on_alone()
+            return
+        self._inside += 1
+        self._empty.clear()
         try:
-            yield
+            yield True
         finally:
             self._inside -= 1
-            if self._alone_waiting:
-                await self._tell()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        self._alone_waiting += 1
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: not self._inside and not self._is_alone)
-                self._is_alone = True
-        finally:
-            self._alone_waiting -= 1
-        try:
-            yield
-        finally:
-            self._is_alone = False
-            await self._tell()
-
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+            if not self._inside:
+                self._empty.set()

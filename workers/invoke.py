@@ -42,8 +42,9 @@ class Invoker:
     def __init__(self, handler: Callable[..., Any], concurrency: int, timeout_s: float) -> None:
         self._handler = handler
         self._timeout_s = timeout_s
-        call = handler.__call__ if not inspect.isfunction(handler) and callable(handler) else handler
-        self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+        # An object with `async def __call__` is a coroutine function by its method only.
+        method = getattr(type(handler), "__call__", None)  # noqa: B004 - the method itself is wanted
+        self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(method)
         self._threads = None if self._is_async else ThreadPoolExecutor(concurrency, thread_name_prefix="handler")
 
     async def call(self, event: Event) -> Call:

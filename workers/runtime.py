@@ -4,8 +4,10 @@ Tasks, all owned by `_serve`: resident coroutines, one for each slot, which take
 housekeeping tick that renews the leases of everything in hand; one reporter. nats-py's own tasks feed the deque.
 Nothing of this is made for each message.
 
-    starting -> running -> (fenced: asks for no more, runs what it has, stays) -> stopping: SIGTERM, or replaced ->
-    gone
+    starting -> running -> (fenced: asks for no more, runs what it has, stays) -> stopping: SIGTERM, or replaced -> gone
+
+An event that may have killed a worker before runs alone. Whatever else is in hand by then, or comes while it runs, is
+handed back on record first: if the worker dies, only the call that was running has died with it.
 """
 
 import asyncio
@@ -56,6 +58,9 @@ log = logging.getLogger("nodeless.worker")
 
 GRACE_S = 30.0
 CONNECT_S = 20.0
+NEIGHBOUR_DELAY_S = 1.0
+"""When a delivery comes again that was handed back because another one has to run alone. Another worker may have it
+sooner than this one is free, and this one shall not have it back at once."""
 
 
 class Worker:
@@ -143,9 +148,14 @@ class Worker:
         self.held.pop(held.delivery.consumer_sequence, None)
         if not self.held:
             self._empty.set()
-        if self.reporter.state == "running" and not self._stopping.is_set():
-            self.pull.want(self.assignment.concurrency - len(self.held))
+        self._ask()
         self.reporter.changed()
+
+    def _ask(self) -> None:
+        """Have as many deliveries asked for as could start at once."""
+        if self.reporter.state == "running" and not self._stopping.is_set():
+            is_free = self._gate.is_free
+            self.pull.want(self.assignment.concurrency - len(self.held) if is_free else 0)
 
     # -- running
 
@@ -191,15 +201,18 @@ class Worker:
         except InvalidEvent as error:
             await self.settler.dead(held, "undecodable", str(error), ())
             return
-        records = await self.settler.read_history(held) if delivery.count > 1 else ()
-        start = start_of(self.assignment.delivery, delivery.count, records)
-        held.attempt, held.history = start.attempt, start.history
+        await self.settler.read_history(held)
+        start = start_of(self.assignment.delivery, held.history)
+        held.attempt = start.attempt
         if start.action == "dead":
             kind = "worker-died" if start.is_death else "attempts-exhausted"
-            await self.settler.dead(held, kind, start.reason, start.history)  # type: ignore[arg-type]
+            await self.settler.dead(held, kind, start.reason, held.history)  # type: ignore[arg-type]
             self.reporter.failed += 1
             return
-        async with self._gate.alone() if start.action == "run-alone" else self._gate.together():
+        async with self._gate.enter(alone=start.action == "run-alone", on_alone=self._ask) as is_inside:
+            if not is_inside:
+                await self._given_back(held, was_running=False, delay_s=NEIGHBOUR_DELAY_S)
+                return
             if delivery.count > 1:
                 await self.settler.record_began(held)
             held.started_ns = time.time_ns()
@@ -273,9 +286,9 @@ class Worker:
             if self._running:
                 await asyncio.wait(list(self._running.values()), timeout=2)
 
-    async def _given_back(self, held: Held, *, was_running: bool) -> None:
+    async def _given_back(self, held: Held, *, was_running: bool, delay_s: float = HAND_BACK_DELAY_S) -> None:
         try:
-            await self.settler.hand_back(held, "interrupted" if was_running else "handed-back", HAND_BACK_DELAY_S)
+            await self.settler.hand_back(held, "interrupted" if was_running else "handed-back", delay_s)
         except (Lost, BusError) as error:
             log.warning("delivery left to its lease: %s", error, extra=_fields(held))
 

@@ -9,6 +9,7 @@ Each step is confirmed before the next one begins.
 """
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ from bus.core.assignment import Assignment
 from bus.core.attempts import Attempt, DeadLetter, History, Outcome
 from bus.core.errors import BusError, PayloadTooLarge, SequenceConflict
 from bus.core.event import MESSAGE_ID, Event
+from bus.core.settlement import full_history
 from bus.core.topology import ATTEMPTS
 from bus.jetstream.connection import Connection
 from bus.jetstream.consumer import PullConsumer
@@ -51,6 +53,8 @@ class Held(Struct):
     event: Event | None = None
     attempt: int = 1
     history: tuple[Attempt, ...] = ()
+    """What happened to the event before, once it was read."""
+    is_history_read: bool = False
     record_sequence: int = 0
     """Sequence of the newest record in `ATTEMPTS`; 0 where there is none."""
     started_ns: int = 0
@@ -71,14 +75,18 @@ class Settler:
         self._connection, self._pull = connection, pull
         self._assignment, self._identity = assignment, identity
 
-    async def read_history(self, held: Held) -> tuple[Attempt, ...]:
-        """Return the records of earlier deliveries, and remember where the newest one is."""
+    async def read_history(self, held: Held) -> None:
+        """Have `held` know what happened before, and where the newest record of it is."""
+        if held.is_history_read or held.delivery.count == 1:
+            return
         subject = self._assignment.attempts_subject(held.delivery.sequence)
         message = await self._tried(held, lambda: self._connection.last_message(ATTEMPTS, subject))
-        if message is None:
-            return ()
-        held.record_sequence = message.sequence
-        return msgspec.json.decode(message.data, type=History).attempts
+        records: tuple[Attempt, ...] = ()
+        if message is not None:
+            held.record_sequence = message.sequence
+            records = msgspec.json.decode(message.data, type=History).attempts
+        held.history = full_history(records, held.delivery.count)
+        held.is_history_read = True
 
     async def record_began(self, held: Held) -> None:
         """Write that a call begins; a worker that dies in it leaves this behind."""
@@ -150,6 +158,7 @@ class Settler:
         await self._tried(held, lambda: self._pull.terminate(held.delivery, f"{reason}: {message}"))
 
     async def hand_back(self, held: Held, outcome: Literal["handed-back", "interrupted"], delay_s: float) -> None:
+        await self.read_history(held)
         await self._record(held, self.attempt_of(held, outcome), due_s=delay_s)
         await self._tried(held, lambda: self._pull.retry_after(held.delivery, delay_s))
 
@@ -231,5 +240,5 @@ def _without_tracebacks(letter: DeadLetter) -> DeadLetter:
 
 
 def _header(letter: DeadLetter) -> str:
-    """Return the letter as one header line: JSON, percent-encoded where NATS headers take no other text."""
-    return quote(msgspec.json.encode(letter).decode(), safe="!#$&'()*+,/:;=?@[]-._~ {}\"<>\\^`|")
+    """Return the letter as one header line: JSON with everything beyond ASCII escaped, since headers carry no other."""
+    return json.dumps(msgspec.to_builtins(letter))

@@ -51,7 +51,7 @@ async def _established(cluster: Cluster, name: str, document: dict[str, Any]) ->
     with anyio.move_on_after(ESTABLISHED_S):
         while True:
             crd = await cluster.get(CRDS, name)
-            conditions = {each["type"]: each["status"] for each in crd.get("status", {}).get("conditions", ())}
+            conditions = {each["type"]: each["status"] for each in crd.get("status", {}).get("conditions") or ()}
             if conditions.get("Established") == "True":
                 await cluster.list(served)
                 return

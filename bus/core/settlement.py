@@ -35,8 +35,6 @@ class Start(Struct, frozen=True, kw_only=True):
     action: Literal["run", "run-alone", "dead"]
     attempt: int
     """Number of the call that would begin now, from 1."""
-    history: tuple[Attempt, ...]
-    """What happened before, with a record for each death."""
     reason: str = ""
     """For `dead`: what is said about it."""
     is_death: bool = False
@@ -79,11 +77,8 @@ def _with_error(record: Attempt, error: str) -> Attempt:
     )
 
 
-def start_of(policy: DeliveryPolicy, delivery: int, records: Sequence[Attempt]) -> Start:
-    """Say whether a call may begin for the broker's delivery number `delivery` (from 1), given the records there
-    are.
-    """
-    history = full_history(records, delivery)
+def start_of(policy: DeliveryPolicy, history: Sequence[Attempt]) -> Start:
+    """Say whether a call may begin, given the full history of the deliveries before."""
     attempts = [record for record in history if record.outcome not in NOT_ATTEMPTS]
     deaths = [record for record in attempts if record.outcome == "began"]
     number = len(attempts) + 1
@@ -92,8 +87,8 @@ def start_of(policy: DeliveryPolicy, delivery: int, records: Sequence[Attempt]) 
         cause = "its worker died" if is_death else attempts[-1].error or attempts[-1].outcome
         died = f", {len(deaths)} of them with the worker's death" if deaths else ""
         reason = f"{len(attempts)} attempts{died}; the last: {cause}"
-        return Start(action="dead", attempt=number, history=history, reason=reason, is_death=is_death)
-    return Start(action="run-alone" if deaths else "run", attempt=number, history=history)
+        return Start(action="dead", attempt=number, reason=reason, is_death=is_death)
+    return Start(action="run-alone" if deaths else "run", attempt=number)
 
 
 Ended = Literal["succeeded", "failed", "timed-out", "rejected", "retry-later", "interrupted"]
