@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from nodeless.embedded.controlplane.binaries import BINARY_NAME, Binaries, given_binaries, one_binary
 from nodeless.embedded.controlplane.components import PROGRAMS
@@ -68,7 +68,7 @@ def link_flags(go_mod: str) -> str:
     """Return the linker's flags: no symbol tables, and the version that the API server tells (clients parse it)."""
     found = re.search(r"^\s*k8s\.io/kubernetes (v(\d+)\.(\d+)\.\S+)$", go_mod, re.MULTILINE)
     if not found:
-        raise ValueError("go.mod does not require k8s.io/kubernetes")
+        return "-s -w"
     package = "k8s.io/component-base/version"
     version = {"gitVersion": found[1], "gitMajor": found[2], "gitMinor": found[3]}
     return " ".join(["-s -w", *(f"-X {package}.{name}={value}" for name, value in version.items())])
@@ -89,34 +89,47 @@ def cached_binary() -> Path:
     return cache_directory() / "controlplane" / module_digest() / BINARY_NAME
 
 
-def build(binary: Path, progress: Progress) -> None:
-    """Make `binary`, in one step at the end; if another process has made it meanwhile, that is the same."""
+def build(binary: Path, progress: Progress, module: Path = MODULE) -> None:
+    """Make `binary` from `module`, in one step at the end; if another process has made it meanwhile, that is the same."""
     entry = binary.parent
     with locked(entry.with_suffix(".lock"), progress, "control plane: another build is running"):
         if binary.is_file():
             return
-        go_mod = (MODULE / "go.mod").read_text()
+        go_mod = (module / "go.mod").read_text()
         go = find_go(needed_version(go_mod), progress)
         work = entry / "work"
         shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
         work.mkdir(parents=True)
         try:
             started_s = time.monotonic()
-            packages = _packages(go, work, link_flags(go_mod), progress)
-            made = _compiled(go, work, link_flags(go_mod), packages, progress)
+            runner = _Go(go, module, work, link_flags(go_mod))
+            packages = _packages(runner, progress)
+            made = _compiled(runner, packages, progress)
             made.replace(binary)
             progress.note(f"control plane built in {rounded_time(time.monotonic() - started_s)}: {binary}")
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _flags(link: str) -> tuple[str, ...]:
-    return ("-trimpath", "-buildvcs=false", "-mod=readonly", f"-ldflags={link}")
+class _Go(NamedTuple):
+    """The toolchain at work on one module."""
+
+    go: Path
+    module: Path
+    work: Path
+    """Where it keeps what is unfinished."""
+    link: str
+
+    def command(self, verb: str, *arguments: str) -> tuple[str, ...]:
+        flags = ("-trimpath", "-buildvcs=false", "-mod=readonly", f"-ldflags={self.link}")
+        return (str(self.go), verb, *flags, *arguments, ".")
 
 
-def _packages(go: Path, work: Path, link: str, progress: Progress) -> list[Package]:
+def _packages(runner: _Go, progress: Progress) -> list[Package]:
     """Return every package of the build; fetches the modules that are not on this machine yet."""
-    modules = sum(1 for line in (MODULE / "go.sum").read_text().splitlines() if "/go.mod h1:" not in line)
+    sums = runner.module / "go.sum"
+    lines = sums.read_text().splitlines() if sums.exists() else []
+    modules = sum(1 for line in lines if "/go.mod h1:" not in line) or 1
     fetched = 0
     progress.update("control plane: reading its packages", None)
 
@@ -129,10 +142,9 @@ def _packages(go: Path, work: Path, link: str, progress: Progress) -> list[Packa
                 "control plane: fetching Go modules", min(fetched / modules, 0.99), f"{fetched} of about {modules}"
             )
 
-    listing = work / "packages"
+    listing = runner.work / "packages"
     with listing.open("w") as output:
-        command = (str(go), "list", "-deps", *_flags(link), f"-f={LIST_FORMAT}", ".")
-        _run(command, work, on_line, lambda: None, output.fileno())
+        _run(runner, runner.command("list", "-deps", f"-f={LIST_FORMAT}"), on_line, lambda: None, output.fileno())
     packages = []
     for line in listing.read_text().splitlines():
         path, is_stale, directory, files = line.split("\t")
@@ -141,9 +153,9 @@ def _packages(go: Path, work: Path, link: str, progress: Progress) -> list[Packa
     return packages
 
 
-def _compiled(go: Path, work: Path, link: str, packages: Sequence[Package], progress: Progress) -> Path:
+def _compiled(runner: _Go, packages: Sequence[Package], progress: Progress) -> Path:
     """Return the new binary, on disk, still under a name of its own."""
-    made = work / BINARY_NAME
+    made = runner.work / BINARY_NAME
     estimate = BuildEstimate(packages, jobs=os.cpu_count() or 1)
     started_s = time.monotonic()
 
@@ -158,18 +170,18 @@ def _compiled(go: Path, work: Path, link: str, packages: Sequence[Package], prog
         progress.update("control plane: compiling", estimate.fraction, detail)
 
     show()
-    _run((str(go), "build", "-v", *_flags(link), f"-o={made}", "."), work, estimate.see, show, subprocess.DEVNULL)
+    _run(runner, runner.command("build", "-v", f"-o={made}"), estimate.see, show, subprocess.DEVNULL)
     with made.open("rb") as file:
         os.fsync(file.fileno())
     return made
 
 
 def _run(
-    command: Sequence[str], work: Path, on_line: Callable[[str], None], on_tick: Callable[[], None], output: int
+    runner: _Go, command: Sequence[str], on_line: Callable[[str], None], on_tick: Callable[[], None], output: int
 ) -> None:
     """Run Go in the module; every line it says goes to `on_line`, and every `TICK_S` seconds comes `on_tick`."""
     last: deque[str] = deque(maxlen=LINES_KEPT)
-    with _started(command, work, output) as process, cast("IO[bytes]", process.stderr) as errors:
+    with _started(runner, command, output) as process, cast("IO[bytes]", process.stderr) as errors:
         for line in _lines(errors.fileno(), on_tick):
             last.append(line)
             on_line(line)
@@ -179,11 +191,11 @@ def _run(
 
 
 @contextmanager
-def _started(command: Sequence[str], work: Path, output: int) -> Iterator[subprocess.Popen[bytes]]:
+def _started(runner: _Go, command: Sequence[str], output: int) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         tethered(command),
-        cwd=MODULE,
-        env=go_environment() | {"GOTMPDIR": str(work)},
+        cwd=runner.module,
+        env=go_environment() | {"GOTMPDIR": str(runner.work)},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.PIPE,
