@@ -143,7 +143,8 @@ class MemoryBackend:
     async def __aenter__(self) -> Self:
         for pod in self.machine.pods.values():
             for container in pod.current:
-                self._watch(pod, container)
+                if not container.has_ended():
+                    self._watch(pod, container)
         return self
 
     async def __aexit__(
@@ -215,7 +216,8 @@ class MemoryBackend:
             if part:
                 yield part
         while query.follow and not one.has_ended() and not selection.is_full:
-            await asyncio.sleep(0.02)  # a script prints nothing later: only its end is waited for
+            # A script prints nothing later: only its end is waited for, which may be another backend's doing.
+            await asyncio.sleep(0.02)  # noqa: ASYNC110
 
     def _pod(self, uid: str) -> _Pod:
         pod = self.machine.pods.get(uid)
@@ -234,7 +236,7 @@ class MemoryBackend:
         if timer is not None:
             timer.cancel()
         ending = container.ending()
-        if ending is None or (timer is None and container.has_ended()):
+        if ending is None:
             return
         delay_s = max(0.0, (ending.at_ns - time.time_ns()) / 1e9)
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+from msgspec import Struct
+
 from bus.core.assignment import ENVIRONMENT_NATS_URL, WORKER_IMAGE
 from provider.core.launch import ContainerLaunch
-from provider.errors import PodRejected
 
 HOST_IMAGE = "nodeless/host"
 """A program of the machine itself: the container's command is run as it is."""
@@ -25,27 +26,33 @@ def is_worker(image: str) -> bool:
     return repository_of(image) == WORKER_IMAGE
 
 
-def check_runnable(container: ContainerLaunch) -> None:
-    """Raise `PodRejected` unless the machine itself can run this container."""
+class Refusal(Struct, frozen=True):
+    """Why a pod can never run here: a CamelCase reason for programs, and a message for people."""
+
+    reason: str
+    message: str
+
+
+def refusal_of(container: ContainerLaunch) -> Refusal | None:
+    """Return why the machine itself cannot run this container, or None where it can."""
     who = f"container {container.name!r}"
     if is_worker(container.image):
         if container.command or container.args:
-            raise PodRejected(
+            return Refusal(
                 "CommandNotSupported",
-                f"{who} gives image {container.image!r} a command; here that image is the function runtime alone. "
-                f"Leave command and args out, or take image {HOST_IMAGE!r}",
+                f"{who} gives image {container.image!r} a command, and here that image is the function runtime alone; "
+                f"leave command and args out, or take image {HOST_IMAGE!r}",
             )
     elif repository_of(container.image) == HOST_IMAGE:
         if not container.command and not container.args:
-            raise PodRejected(
-                "CommandMissing", f"{who} has image {HOST_IMAGE!r} and no command: there is nothing to run"
-            )
+            return Refusal("CommandMissing", f"{who} has image {HOST_IMAGE!r} and no command: there is nothing to run")
     else:
-        raise PodRejected(
+        return Refusal(
             "ErrImageNeverPull",
             f"{who} wants image {container.image!r}, and this node has no container engine to run it; "
             f"it knows {WORKER_IMAGE} (the function runtime) and {HOST_IMAGE} (a command of the machine)",
         )
+    return None
 
 
 def cold_reason(environment: Mapping[str, str]) -> str:
