@@ -6,10 +6,15 @@ program's own bind, and for as long as the supervisor lives, a port is held by a
 whoever else looks for a port here sees it taken, and the kernel gives it back when the process ends, however it ends.
 """
 
+import json
 import random
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from nodeless.embedded.files import write_private
 
 PORTS_DRAWN = range(20_000, 32_000)
 """Above what services usually listen on, below the lowest ephemeral port of Linux (32768)."""
@@ -40,6 +45,22 @@ class PortReservations:
             if self._take(port):
                 return port
         raise NoFreePort
+
+    def keep(self, path: Path, names: Sequence[str]) -> dict[str, int]:
+        """Return a port for each name: that of last time where it is free, another one where not. `path` remembers."""
+        try:
+            before: dict[str, int] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            before = {}
+        ports = {name: self.reserve(before.get(name)) for name in names}
+        if ports != before:
+            write_private(path, json.dumps(ports))
+        return ports
+
+    @property
+    def descriptors(self) -> list[int]:
+        """The descriptors that hold the ports: a process that inherits them holds the ports too."""
+        return [mark.fileno() for mark in self._held.values()]
 
     def _take(self, port: int) -> bool:
         if port in self._held:

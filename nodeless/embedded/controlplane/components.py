@@ -4,7 +4,7 @@ Every flag that matters here is stated, whatever the program's default is today.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 ETCD, API_SERVER = "etcd", "kube-apiserver"
@@ -48,6 +48,10 @@ class Ports:
     etcd_peer: int
     scheduler: int
     controller_manager: int
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
 
     def health(self, program: str) -> int:
         """Return the port on which `program` answers at `READY_PATH`."""

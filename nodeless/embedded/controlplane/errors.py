@@ -1,18 +1,19 @@
-"""What can go wrong with the embedded control plane, by whose fault it is.
+"""What can go wrong before there is a control plane to start, by whose fault it is.
 
-ControlPlaneError
+ControlPlaneError(EmbeddedError)
   ProgramMissing        the directory given by the user lacks a program: a person has to decide
   ToolchainMissing      no Go that can build the control plane
   BuildFailed           Go said no, with its last words
-  NotReady              a program ended, or did not serve in time; names its log
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from nodeless.embedded.errors import EmbeddedError
 
-class ControlPlaneError(Exception):
-    retryable = False
+
+class ControlPlaneError(EmbeddedError):
+    pass
 
 
 class ProgramMissing(ControlPlaneError):
@@ -39,12 +40,3 @@ class BuildFailed(ControlPlaneError):
     def __init__(self, command: str, status: int, last_words: str) -> None:
         self.command, self.status, self.last_words = command, status, last_words
         super().__init__(f"`{command}` ended with status {status}:\n{last_words}")
-
-
-class NotReady(ControlPlaneError):
-    retryable = True
-
-    def __init__(self, program: str, reason: str, log: Path | None, last_words: str = "") -> None:
-        self.program, self.log, self.last_words = program, log, last_words
-        where = f"; its log is {log}" if log else ""
-        super().__init__(f"{program} {reason}{where}" + (f":\n{last_words}" if last_words else ""))

@@ -12,7 +12,6 @@ Files with a key in them can be read by their owner only.
 import base64
 import ipaddress
 import json
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +22,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from nodeless.embedded.files import write_private
 
 ADMIN_USER, ADMIN_GROUP = "kubernetes-admin", "system:masters"
 
@@ -39,18 +40,6 @@ class KeyPair(NamedTuple):
 
     certificate: bytes
     key: bytes
-
-
-def write_private(path: Path, content: bytes | str) -> Path:
-    """Replace `path` by `content` in one step, readable by its owner only."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    temporary.replace(path)
-    return path
 
 
 class Authority:

@@ -1,4 +1,4 @@
-"""One HTTPS connection on loopback, kept open, for asking a program whether it is ready.
+"""One HTTP connection on loopback, kept open, for asking a program whether it is ready.
 
 Enough HTTP for that and no more, so that the supervisor need not carry a Kubernetes client.
 """
@@ -28,9 +28,9 @@ def client_context(authority: str, certificate: str, key: str) -> ssl.SSLContext
 
 
 class Probe:
-    """Asks one program. Not for use by two tasks at once."""
+    """Asks one program, over TLS if there is a `context`. Not for use by two tasks at once."""
 
-    def __init__(self, host: str, port: int, context: ssl.SSLContext) -> None:
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
         self.host, self.port, self.context = host, port, context
         self._stream: ByteStream | None = None
         self._http = h11.Connection(h11.CLIENT)
@@ -59,10 +59,7 @@ class Probe:
 
     async def _exchange(self, method: str, path: str, body: bytes) -> int:
         if self._stream is None:
-            tcp = await anyio.connect_tcp(self.host, self.port)
-            self._stream = await TLSStream.wrap(
-                tcp, hostname=self.host, ssl_context=self.context, standard_compatible=False
-            )
+            self._stream = await self._connected()
             self._http = h11.Connection(h11.CLIENT)
         headers = [("Host", f"{self.host}:{self.port}"), ("Content-Length", str(len(body)))]
         if body:
@@ -86,6 +83,12 @@ class Probe:
         else:
             await self._close()
         return status
+
+    async def _connected(self) -> ByteStream:
+        tcp = await anyio.connect_tcp(self.host, self.port)
+        if self.context is None:
+            return tcp
+        return await TLSStream.wrap(tcp, hostname=self.host, ssl_context=self.context, standard_compatible=False)
 
     async def _close(self) -> None:
         stream, self._stream = self._stream, None
