@@ -1,0 +1,1 @@
+"""The ways in: events that do not come from a NATS client."""
