@@ -215,9 +215,9 @@ class MemoryBackend:
             part = selection.take(line)
             if part:
                 yield part
-        while query.follow and not one.has_ended() and not selection.is_full:
-            # A script prints nothing later: only its end is waited for, which may be another backend's doing.
-            await asyncio.sleep(0.02)  # noqa: ASYNC110
+        # A script prints nothing later: only its end is waited for, which is a time and not an event.
+        while query.follow and not one.has_ended() and not selection.is_full:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     def _pod(self, uid: str) -> _Pod:
         pod = self.machine.pods.get(uid)

@@ -1,0 +1,207 @@
+"""`python -m workers.prefork`: the parent that has done a worker's imports, and forks a worker on request.
+
+It is single-threaded, opens no connection and never sees a pod's secrets: a request names a directory and hands over
+a descriptor that only the child reads (`workers.core.forking`). It lives on standard input, a pipe: at its end the
+parent leaves, and its workers go on as orphans. What it tells about itself goes to standard error.
+"""
+
+import argparse
+import errno
+import fcntl
+import gc
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+# nats-py takes aiohttp along where it is installed, for WebSockets alone: a third of the memory and half of the time of
+# all imports. A worker that speaks WebSocket is started cold; a function's own `import aiohttp` is not touched.
+_ABSENT = [name for name in ("aiohttp",) if name not in sys.modules]
+for _name in _ABSENT:
+    sys.modules[_name] = None  # type: ignore[assignment]
+
+from workers.child import run_child, write_record  # noqa: E402
+from workers.core.forking import (  # noqa: E402
+    EXIT_RECORD,
+    LOCK,
+    PROCESS_RECORD,
+    ForkReply,
+    ForkRequest,
+    decode_request,
+    exit_of,
+    start_ticks_of,
+)
+
+for _name in _ABSENT:
+    del sys.modules[_name]
+
+log = logging.getLogger("nodeless.prefork")
+
+PACKET_BYTES_MAX = 16 * 1024
+
+# What a worker imports only when it gets there: connecting, looking a host up, reading credentials, unpacking, failing.
+IMPORTED_LATER = (
+    "concurrent.futures.thread", "encodings.idna", "encodings.ascii", "gzip", "nkeys", "nacl.signing", "stringprep",
+    "asyncio.staggered",
+)  # fmt: skip
+
+
+class Parent:
+    """One listening socket, its connections, and the children that were forked for them."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[int, Path] = {}
+        self._connections: set[socket.socket] = set()
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._woken, self._waker = socket.socketpair()
+        self._is_leaving = False
+
+    def serve(self) -> None:
+        """Answer requests and collect children until standard input ends or SIGTERM comes."""
+        for one in (self._listener, self._woken, self._waker):
+            one.setblocking(False)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._leave)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._collect)
+        self._selector.register(0, selectors.EVENT_READ, self._leave)
+        while not self._is_leaving:
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _leave(self, *_: object) -> None:
+        self._is_leaving = True
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # whoever called has gone again
+        connection.setblocking(False)
+        self._connections.add(connection)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._receive(connection))
+
+    def _receive(self, connection: socket.socket) -> None:
+        descriptors: list[int] = []
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES_MAX, 4)
+            if not packet:
+                self._drop(connection)
+                return
+            request = decode_request(packet)
+            if len(descriptors) != 1:
+                reply = ForkReply(
+                    id=request.id, outcome="refused", reason=f"{len(descriptors)} descriptors, expected 1"
+                )
+            else:
+                reply = self._start(request, descriptors[0])
+            connection.send(msgspec.json.encode(reply))
+        except (OSError, msgspec.DecodeError) as error:
+            # Whoever asked looks into the directory before it asks again.
+            log.warning("connection dropped: %s", error)
+            self._drop(connection)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _drop(self, connection: socket.socket) -> None:
+        self._selector.unregister(connection)
+        self._connections.discard(connection)
+        connection.close()
+
+    def _start(self, request: ForkRequest, launch_fd: int) -> ForkReply:
+        directory = Path(request.directory)
+        try:
+            lock_fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            return ForkReply(id=request.id, outcome="refused", reason=f"its directory cannot be used: {error}")
+        try:
+            try:
+                fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return ForkReply(id=request.id, outcome="already")
+            if (directory / PROCESS_RECORD).exists() or (directory / EXIT_RECORD).exists():
+                return ForkReply(id=request.id, outcome="already")
+            return self._fork(request, directory, launch_fd, lock_fd)
+        finally:
+            os.close(lock_fd)  # the child's copy holds the lock
+
+    def _fork(self, request: ForkRequest, directory: Path, launch_fd: int, lock_fd: int) -> ForkReply:
+        started_ns = time.time_ns()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            reason = f"fork: {errno.errorcode.get(error.errno, '')} {error.strerror}"
+            return ForkReply(id=request.id, outcome="refused", reason=reason)
+        if pid == 0:
+            self._close()
+            run_child(directory, launch_fd, lock_fd, self._boot_id)
+        self._children[pid] = directory
+        # It is there, if only as a zombie: nobody else collects it.
+        start_ticks = start_ticks_of(Path(f"/proc/{pid}/stat").read_text())
+        return ForkReply(id=request.id, outcome="started", pid=pid, start_ticks=start_ticks, started_ns=started_ns)
+
+    def _close(self) -> None:
+        """Let go, in a child, of everything that is the parent's, without a word to the kernel's shared tables."""
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        for one in (self._listener, self._woken, self._waker, *self._connections):
+            one.close()
+
+    def _collect(self) -> None:
+        """Write the status of each child that has ended, then let go of it: in this order, so that a parent that is
+        killed in between leaves it to whoever inherits the child.
+        """
+        with suppress(BlockingIOError):
+            while self._woken.recv(4096):
+                pass
+        while self._children:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return
+            pid = int(ended.si_pid or 0)
+            directory = self._children.pop(pid, None)
+            if directory is not None:
+                record = exit_of(ended.si_code, ended.si_status, time.time_ns())
+                try:
+                    # A child that left by itself has written it, a moment earlier.
+                    if record.signal or not (directory / EXIT_RECORD).exists():
+                        write_record(directory / EXIT_RECORD, record)
+                except OSError as error:
+                    log.error("status of %s not written: %s", directory, error)
+                # What it started dies with it, as in a container. The zombie still holds the group's number.
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers.prefork", description=__doc__)
+    parser.add_argument("--listen", type=int, required=True, metavar="FD", help="descriptor of a listening socket")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in IMPORTED_LATER:
+        with suppress(ImportError):
+            __import__(name)
+    parent = Parent(socket.socket(fileno=options.listen))
+    # What is here now is shared with all workers for good: a collection in a child must not touch, and so copy, it.
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    parent.serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
