@@ -40,6 +40,10 @@ class Metadata(Struct, frozen=True, rename="camel"):
     deletion_timestamp: str | None = None
     finalizers: tuple[str, ...] = ()
 
+    @property
+    def is_deleted(self) -> bool:
+        return self.deletion_timestamp is not None
+
 
 class Code(Struct, frozen=True):
     bundle: str
@@ -98,10 +102,6 @@ class Function(Struct, frozen=True):
     @property
     def key(self) -> str:
         return f"{self.metadata.namespace}/{self.metadata.name}"
-
-    @property
-    def is_deleted(self) -> bool:
-        return self.metadata.deletion_timestamp is not None
 
     @property
     def patterns(self) -> tuple[str, ...]:
