@@ -1,12 +1,12 @@
 """`nodeless deploy`: a file or a folder becomes functions; what changed is printed."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 from msgspec import Struct
-from nodeless.cli.target import Target
 
 from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.errors import NotFound
@@ -14,6 +14,8 @@ from bus.cluster.resources import FUNCTIONS
 from bus.core.subjects import check_pattern, covers
 from bus.jetstream.connection import open_connection
 from bus.jetstream.objects import put_bundle
+from nodeless.cli.errors import USAGE, CommandError
+from nodeless.cli.target import Target
 from nodeless.packaging.bundle import Bundle, bundle_of
 from nodeless.packaging.handlers import Declared, DeployError, check_function_name
 
@@ -120,6 +122,31 @@ def _short(value: object) -> str:
             + "]"
         )
     return str(value)
+
+
+def environment_of(given: Sequence[str]) -> dict[str, str]:
+    """Return `KEY=VALUE` arguments as a mapping; the last of two with one key counts."""
+    environment: dict[str, str] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not equals or not key:
+            raise CommandError(f"--env {each!r} sets nothing: expected KEY=VALUE", USAGE)
+        environment[key] = value
+    return environment
+
+
+def print_deployed(bundle: Bundle, deployed: Sequence[Deployed]) -> None:
+    """Say what changed; what keeps a function from getting events goes to standard error."""
+    if bundle.is_new_lock:
+        print("requirements resolved and locked; keep the lock file with the source")
+    for each in deployed:
+        print(f"function {each.namespace}/{each.name} {each.change} ({each.handler}, {each.bundle[:19]}…)")
+        for change in each.changes:
+            print(f"  {change}")
+        if each.ready:
+            print(f"  subscribed to {', '.join(each.subjects)}")
+        else:
+            sys.stderr.write(f"  not subscribed: {each.message}\n")
 
 
 async def deploy(

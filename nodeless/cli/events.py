@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
-from nodeless.cli.target import Target
 
 from bus.core.attempts import DeadLetter
 from bus.core.event import Event, event_of
@@ -15,6 +14,7 @@ from bus.core.subjects import check_pattern, check_subject
 from bus.jetstream.connection import Connection, Stored, open_connection
 from bus.jetstream.reading import read
 from nodeless.cli.output import json_or_text
+from nodeless.cli.target import Target
 
 EVENTS_PREFIX = "events."
 

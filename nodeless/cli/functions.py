@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
-from nodeless.cli.target import Target
 
 from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.errors import NotFound
 from bus.cluster.resources import FUNCTIONS
+from nodeless.cli.errors import CommandError
+from nodeless.cli.target import Target
 
 DELETE_WAIT_S = 60.0
 
@@ -65,9 +66,14 @@ async def delete_functions(target: Target, names: list[str]) -> list[str]:
                 await cluster.delete(FUNCTIONS, name, namespace)
             except NotFound:
                 missing.append(name)
-        with anyio.fail_after(DELETE_WAIT_S):
+        with anyio.move_on_after(DELETE_WAIT_S) as waiting:
             for name in names:
                 await _wait_gone(cluster, name, namespace)
+        if waiting.cancelled_caught:
+            raise CommandError(
+                f"{', '.join(names)}: not gone within {DELETE_WAIT_S:g} s; the dispatcher takes the finalizer off when "
+                "workers and consumer are gone: is it running? (`nodeless status`)"
+            )
     return missing
 
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 import anyio
 from anyio.abc import TaskGroup
-from nodeless.cli.target import Target
 
 from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.errors import ClusterError, NotFound
 from bus.cluster.informer import Change, open_informer
 from bus.cluster.resources import FUNCTIONS, PODS
 from bus.core.assignment import FUNCTION_LABEL
+from nodeless.cli.output import print_line
+from nodeless.cli.target import Target
 
 Write = Callable[[str, str], None]
 """Called with the pod's name and one line, without its end."""
@@ -20,6 +21,10 @@ Write = Callable[[str, str], None]
 def write_line(pod: str, line: str) -> None:
     sys.stdout.write(f"{pod}  {line}\n")
     sys.stdout.flush()
+
+
+def write_json(pod: str, line: str) -> None:
+    print_line({"pod": pod, "line": line})
 
 
 async def logs(

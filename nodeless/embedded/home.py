@@ -43,6 +43,8 @@ class Endpoints(Struct, frozen=True, kw_only=True):
     nats_url: str
     nats_credentials: str | None
     """Path of the command line's credentials; None where the broker asks for none."""
+    git_credentials: str | None
+    """The same for the bridges of git repositories."""
     gateway_url: str
     gateway_token_file: str
     kubeconfig: str

@@ -44,7 +44,8 @@ OWN_PROGRAMS = (SETUP, DISPATCHER, GATEWAY, NODE)
 SETUP_WITHIN_S = 90.0
 PROGRAM_READY_WITHIN_S = 60.0
 """A start takes a second or two; on a machine that is busy with something else it may take many times that."""
-NODE_STOP_WITHIN_S = 15.0
+PROGRAM_STOP_WITHIN_S = 15.0
+"""More than the 10 s in which our programs finish what is in hand."""
 TOKEN_BYTES = 32
 
 
@@ -117,6 +118,7 @@ def prepare(home: Home, options: SystemOptions, binaries: Binaries | None, reser
         endpoints=Endpoints(
             nats_url=nats.url,
             nats_credentials=nats.credentials.get("cli"),
+            git_credentials=nats.credentials.get("git"),
             gateway_url=f"http://127.0.0.1:{ports[GATEWAY]}",
             gateway_token_file=str(token_file),
             kubeconfig=kubernetes.admin,
@@ -242,7 +244,7 @@ def _python(name: str, module: str, flags: Mapping[str, object], **rest: Any) ->
         # -P: whatever lies in the directory from which the system was started is not imported.
         argv=(sys.executable, "-P", "-m", module, *given),
         env=inherited_environment(os.environ),
-        **({"ready_within_s": PROGRAM_READY_WITHIN_S} | rest),
+        **({"ready_within_s": PROGRAM_READY_WITHIN_S, "stop_within_s": PROGRAM_STOP_WITHIN_S} | rest),
     )
 
 
@@ -305,6 +307,5 @@ def _node(home: Home, kubernetes: _Kubernetes, port: int, after: tuple[str, ...]
         flags,
         after=after,
         ready=Answers(port=port, path="/healthz", tls=administrator),
-        stop_within_s=NODE_STOP_WITHIN_S,
         lifeline_flag="--lifeline-fd",
     )
