@@ -15,7 +15,6 @@ from msgspec import Struct
 
 from provider.core.quantity import parse_quantity
 
-
 Kind = Literal["Secret", "ConfigMap"]
 _WHOLE: tuple[tuple[str, Kind], ...] = (("configMapRef", "ConfigMap"), ("secretRef", "Secret"))
 _KEYS: tuple[tuple[str, Kind], ...] = (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret"))

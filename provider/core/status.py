@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import Struct
 
 from provider.core.history import Containers
+from provider.core.images import Refusal
 from provider.core.launch import ContainerObservation
 from provider.core.plan import ENDED_PHASES, Desired, Observed, desired_of, observed_of
 
@@ -25,13 +26,6 @@ class Waiting(Struct, frozen=True):
 
     reason: str
     message: str = ""
-
-
-class Refusal(Struct, frozen=True):
-    """Why a pod can never run here."""
-
-    reason: str
-    message: str
 
 
 class Knowledge(Struct, frozen=True, kw_only=True):

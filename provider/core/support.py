@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from provider.core.environment import is_field
-from provider.core.status import Refusal
+from provider.core.images import Refusal
 
 UNSUPPORTED = "Unsupported"
 TOKEN_VOLUME_PREFIX = "kube-api-access-"  # noqa: S105 - a name

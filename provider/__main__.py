@@ -1,0 +1,80 @@
+"""`python -m provider`: settings, logging, signals, exit status.
+
+0 after SIGTERM or SIGINT, 2 for a wrong setting, 69 where the API server or the backend does not answer at the start.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import anyio
+import msgspec
+
+from bus.cluster.errors import ClusterError
+from bus.core.configuration import flags_of, load
+from bus.core.errors import ConfigurationError
+from provider.errors import ProviderError
+from provider.logs import set_up_logging
+from provider.program import run
+from provider.settings import PREFIX, NodeConfig
+
+log = logging.getLogger(__name__)
+
+UNUSABLE, UNAVAILABLE = 2, 69
+
+
+def usage() -> str:
+    lines = [
+        "usage: python -m provider [--SETTING VALUE …]",
+        "",
+        "Presents a virtual node to a Kubernetes cluster, and runs the pods that are bound to it.",
+        f"Each setting is a flag, or {PREFIX}<SETTING> in the environment:",
+        "",
+    ]
+    for field in msgspec.structs.fields(NodeConfig):
+        default = "required" if field.required else f"default {field.default!r}"
+        lines.append(f"  --{field.name.replace('_', '-'):<24} {default}")
+    return "\n".join(lines)
+
+
+async def _run_until_stopped(config: NodeConfig) -> int:
+    """Return the exit status."""
+    failures: list[Exception] = []
+    async with anyio.create_task_group() as group:
+
+        async def be_the_node() -> None:
+            try:
+                await run(config)
+            except (ConfigurationError, ClusterError, ProviderError, OSError) as error:
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        group.start_soon(be_the_node)
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("stopping", extra={"signal": number.name})
+                break
+        group.cancel_scope.cancel()
+    for error in failures:
+        sys.stderr.write(f"error: {error}\n")
+        return UNUSABLE if isinstance(error, ConfigurationError) else UNAVAILABLE
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        sys.stdout.write(usage() + "\n")
+        return 0
+    try:
+        config = load(NodeConfig, flags=flags_of(NodeConfig, arguments), environment=os.environ, prefix=PREFIX)
+    except ConfigurationError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return UNUSABLE
+    set_up_logging()
+    return anyio.run(_run_until_stopped, config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
