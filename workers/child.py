@@ -31,10 +31,10 @@ from workers.output import flush_output
 from workers.runtime import main
 
 
-def run_child(directory: Path, launch_fd: int, lock_fd: int, boot_id: str) -> NoReturn:
+def run_child(directory: Path, launch_fd: int, lock_fd: int, boot_id: str, started_ns: int) -> NoReturn:
     """Run one worker and end the process; never returns and never raises.
 
-    `lock_fd` stays open for the process' life.
+    `lock_fd` stays open for the process' life; `started_ns` is the time that the parent has told as its start.
     """
     status = 1
     try:
@@ -45,7 +45,7 @@ def run_child(directory: Path, launch_fd: int, lock_fd: int, boot_id: str) -> No
             pid=os.getpid(),
             start_ticks=start_ticks_of(Path("/proc/self/stat").read_text()),
             boot_id=boot_id,
-            started_ns=time.time_ns(),
+            started_ns=started_ns,
         )
         write_record(directory / PROCESS_RECORD, record)
         _reset_signals()

@@ -146,7 +146,7 @@ class Parent:
             return ForkReply(id=request.id, outcome="refused", reason=reason)
         if pid == 0:
             self._close()
-            run_child(directory, launch_fd, lock_fd, self._boot_id)
+            run_child(directory, launch_fd, lock_fd, self._boot_id, started_ns)
         self._children[pid] = directory
         # It is there, if only as a zombie: nobody else collects it.
         start_ticks = start_ticks_of(Path(f"/proc/{pid}/stat").read_text())
@@ -170,7 +170,7 @@ class Parent:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
                 return
-            pid = int(ended.si_pid or 0)
+            pid = ended.si_pid or 0  # typed as if it might be None
             directory = self._children.pop(pid, None)
             if directory is not None:
                 record = exit_of(ended.si_code, ended.si_status, time.time_ns())

@@ -211,6 +211,7 @@ class ProcessBackend:
         if container.has_ended:  # stopped while those before it were being started
             return
         container.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        container.log.touch(mode=0o600)  # a log is there from now on, however late the process writes to it
         self._drop_old(container)
         worker = is_worker(launch.image)
         environment = environment_of(
@@ -307,7 +308,7 @@ class ProcessBackend:
         if one is None:
             raise PodNotFound(uid, f"container {container!r}")
         path = one.earlier if query.previous else one.log
-        if not path.exists():
+        if not path.exists() or (not query.previous and one.process is None):
             raise PodNotFound(uid, f"{'earlier' if query.previous else 'started'} run of container {container!r}")
         async for part in read_log(path, query, lambda: query.previous or one.has_ended):
             yield part

@@ -33,7 +33,7 @@ EXIT_NOT_STARTED = 128
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run_cold(directory: Path, launch_fd: int, lock_fd: int, boot: str) -> NoReturn:
+def run_cold(directory: Path, launch_fd: int, lock_fd: int, boot: str, started_ns: int) -> NoReturn:
     """Become the container: record first, then the launch, which only this process reads. Never returns."""
     try:
         os.setsid()
@@ -41,7 +41,7 @@ def run_cold(directory: Path, launch_fd: int, lock_fd: int, boot: str) -> NoRetu
         _close_others(launch_fd, lock_fd, log_fd)
         _reset_signals()
         pid = os.getpid()
-        write_record(directory / PROCESS_RECORD, ProcessRecord(pid, start_ticks(pid) or 0, boot, time.time_ns()))
+        write_record(directory / PROCESS_RECORD, ProcessRecord(pid, start_ticks(pid) or 0, boot, started_ns))
         launch = json.loads(os.pread(launch_fd, os.fstat(launch_fd).st_size, 0))
         os.close(launch_fd)
         os.umask(0o022)

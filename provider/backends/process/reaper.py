@@ -196,7 +196,7 @@ class Reaper:
                 # Objects that own descriptors are let go before others get these numbers.
                 for one in (self._listener, self._prefork, *self._connections.values()):
                     one.close()
-                run_cold(directory, launch_fd, lock_fd, self._boot)
+                run_cold(directory, launch_fd, lock_fd, self._boot, started_ns)
             self._cold[pid] = directory
             return {"outcome": "started", "pid": pid, "start_ticks": start_ticks(pid), "started_ns": started_ns}
         except OSError as error:
