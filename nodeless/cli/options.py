@@ -27,13 +27,13 @@ ContextOption = Annotated[
 NatsOption = Annotated[
     str | None,
     typer.Option(
-        "--nats", metavar="URL", envvar="NODELESS_NATS", help="Instead of the home's.", rich_help_panel=SERVERS
+        "--nats", metavar="URL", envvar="NODELESS_NATS_URL", help="Instead of the home's.", rich_help_panel=SERVERS
     ),
 ]
 CredentialsOption = Annotated[
     str | None,
     typer.Option(
-        "--nats-credentials", metavar="FILE", envvar="NODELESS_CREDENTIALS", help="For --nats.", rich_help_panel=SERVERS
+        "--nats-credentials", metavar="FILE", envvar="NODELESS_NATS_CREDENTIALS", help="For --nats.", rich_help_panel=SERVERS
     ),
 ]
 NamespaceOption = Annotated[

@@ -282,8 +282,8 @@ class Supervisor:
 
     def _ready(self, program: _Program, state: State, started_s: float) -> None:
         program.state.start_s = round(anyio.current_time() - started_s, 3)
-        self._change(program, state)
         program.ready.set()
+        self._change(program, state)
 
     def _failed(self, program: _Program, how: str) -> None:
         program.state.failures += 1
