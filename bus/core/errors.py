@@ -51,10 +51,12 @@ class InvalidEvent(BusError):
 
 
 class PayloadTooLarge(BusError):
-    def __init__(self, size_bytes: int, size_bytes_max: int) -> None:
+    def __init__(self, size_bytes: int, size_bytes_max: int | None) -> None:
+        """`size_bytes_max` is None where the broker did not name the stream's bound."""
         self.size_bytes, self.size_bytes_max = size_bytes, size_bytes_max
+        bound = "the stream takes less" if size_bytes_max is None else f"the broker takes {size_bytes_max}"
         super().__init__(
-            f"the event takes {size_bytes} bytes with its headers, and the broker takes {size_bytes_max}; "
+            f"the event takes {size_bytes} bytes with its headers, and {bound}; "
             "store large data elsewhere and publish a reference (CloudEvents dataref)"
         )
 

@@ -189,7 +189,7 @@ def ref_type(ref: str) -> RefType:
 
 
 def push_subject(owner: str, repository: str, ref: str) -> str:
-    """Return where a push to that ref is published; different refs have different subjects."""
+    """Return where a push to that ref is published; refs of the usual form never share a subject."""
     category, name = ref_parts(ref)
     tokens = (
         _bounded_token(owner, _OWNER_BYTES_MAX),

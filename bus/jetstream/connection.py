@@ -199,7 +199,10 @@ class Connection:
             raise PublishUnconfirmed(subject, f"nothing heard for {timeout_s:g} s") from error
         if _status(reply) == "503":
             raise BrokerUnavailable(self.url, f"no stream takes {subject!r}")
-        answer = self._checked(reply, f"store on {subject!r}")
+        try:
+            answer = self._checked(reply, f"store on {subject!r}")
+        except PayloadTooLarge as error:
+            raise PayloadTooLarge(size, None) from error
         return Stored(answer.stream, answer.seq, answer.duplicate)
 
     # -- core NATS
@@ -313,7 +316,7 @@ class Connection:
         if code == _WRONG_LAST_SEQUENCE:
             raise SequenceConflict(operation, reason, code)
         if code == _MESSAGE_TOO_LARGE:
-            raise PayloadTooLarge(len(reply.data), self.payload_bytes_max)
+            raise PayloadTooLarge(0, None)
         if code in _NOT_FOUND:
             raise NotFound(_NOT_FOUND[code], operation)
         if answer.error.code == 503:
@@ -335,7 +338,8 @@ class Connection:
         log.debug("broker connection: %s", self._last_error)
 
     async def _on_disconnect(self) -> None:
-        log.info("broker connection lost", extra={"url": self.url})
+        # Closing it ourselves ends here too.
+        log.log(logging.DEBUG if self.is_closed else logging.INFO, "broker connection lost", extra={"url": self.url})
         for subject, future in list(self._waiting.values()):
             if not future.done():
                 future.set_exception(PublishUnconfirmed(subject, "the connection was lost"))

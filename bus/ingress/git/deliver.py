@@ -41,6 +41,7 @@ SURE_S = DUPLICATE_WINDOW_S / 2
 """A push younger than this cannot have outlived the broker's memory of ids; an older one is looked up. [seconds]"""
 LATER_PUSHES_MAX = 1000
 """How far ahead the waiting pushes are read to tell what a new branch brought. [pushes]"""
+CONNECT_S = 5.0
 LOCK_POLL_S = 0.05
 
 
@@ -115,6 +116,7 @@ class _Deliverer:
             credentials=self._settings.nats_credentials,
             name=f"git {self._settings.owner}/{self._settings.repository}",
             inbox_prefix=inbox_prefix("git"),
+            connect_s=min(CONNECT_S, self._give_up_s),
         )
         try:
             while True:

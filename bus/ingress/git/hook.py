@@ -62,13 +62,20 @@ def _child(directory: str, updates: bytes, pushed_at_ns: int, writing: int) -> N
             os.umask(0o777 & ~os.stat(directory).st_mode)
             spool_push(directory, pusher(), pushed_at_ns, updates)
         except Exception as error:
-            os.write(writing, f"{type(error).__name__}: {error}".encode()[:1000])
+            _tell(writing, f"{type(error).__name__}: {error}".encode()[:1000])
             os._exit(1)
-        os.write(writing, b"spooled")
-        os.close(writing)
+        _tell(writing, b"spooled")
         start_deliverer(directory)
     finally:
         os._exit(1)
+
+
+def _tell(writing: int, text: bytes) -> None:
+    try:  # noqa: SIM105  (contextlib takes 2 ms to import)
+        os.write(writing, text)
+    except BrokenPipeError:
+        pass  # the parent has waited long enough and is gone
+    os.close(writing)
 
 
 def pusher() -> bytes:

@@ -39,18 +39,19 @@ class Repository:
         changed paths, and how many there are in all.
         """
         range_ = "".join([f"{wanted}\n", *(f"^{id_}\n" for id_ in sorted(set(excluded)))]).encode()
-        options = ["rev-list", "--stdin", "--encoding=UTF-8"]
-        newest = [*options, f"--max-count={COMMITS_MAX + 1}", f"--format={COMMIT_FORMAT}"]
+        # Git reads its standard input where it meets `--stdin`, so what bears on that comes before.
+        listed = ["--stdin", "--encoding=UTF-8", f"--max-count={COMMITS_MAX + 1}", f"--format={COMMIT_FORMAT}"]
+        command = ["rev-list"]
         try:
-            output = self._git(newest, range_)
+            output = self._git([*command, *listed], range_)
         except GitFailed:
             # What a ref named before may be gone by now: pruned after a forced push.
-            options.append("--ignore-missing")
-            output = self._git([*newest, "--ignore-missing"], range_)
+            command.append("--ignore-missing")
+            output = self._git([*command, *listed], range_)
         commits = parse_commits(output)
         total = len(commits)
         if total > COMMITS_MAX:
-            total = int(self._git([*options, "--count"], range_))
+            total = int(self._git([*command, "--stdin", "--count"], range_))
         commits = commits[:COMMITS_MAX]
         if not commits:
             return (), total

@@ -3,7 +3,7 @@
 nodeless/settings.json   how to reach the bus, who this repository is
 nodeless/post-receive    what the hook runs
 nodeless/number          counter of pushes; its lock is held while one is put into place
-nodeless/deliver.lock    held by the deliverer
+nodeless/deliver.lock    held by the deliverer, with its process id
 nodeless/delivered.json  the last push that was delivered
 nodeless/log             of the deliverers
 nodeless/spool/          pushes that wait, oldest first by name (`bus.core.git`)
@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from bus.core.git import Push, RefUpdate, is_entry, parse_push, push_text
 from bus.ingress.git.errors import GitBridgeError
-from bus.ingress.git.hook import sync_directory, take_in_raw
+from bus.ingress.git.hook import is_being_delivered, sync_directory, take_in_raw
 
 DIRECTORY = "nodeless"
 """Name of the bridge's directory inside the git directory."""
@@ -62,7 +62,8 @@ class SpoolStatus(Struct, frozen=True, kw_only=True):
     """When the oldest of them was pushed; RFC 3339, UTC."""
     failed: tuple[FailedPush, ...]
     last_delivered: LastDelivered | None
-    is_delivering: bool
+    deliverer: int | None
+    """Process id of the deliverer at work."""
 
 
 class Spool:
@@ -158,14 +159,14 @@ class Spool:
             except BlockingIOError:
                 yield False
             else:
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, str(os.getpid()).encode(), 0)
                 yield True
         finally:
             os.close(lock)
 
     def status(self) -> SpoolStatus:
         self.settings()
-        with self.delivering() as is_free:
-            is_delivering = not is_free
         waiting = self.waiting()
         try:
             oldest = self.push(waiting[0]).pushed_at if waiting else None
@@ -179,8 +180,14 @@ class Spool:
             last_delivered=msgspec.json.decode(delivered.read_bytes(), type=LastDelivered)
             if delivered.exists()
             else None,
-            is_delivering=is_delivering,
+            deliverer=self._deliverer(),
         )
+
+    def _deliverer(self) -> int | None:
+        if not is_being_delivered(str(self.directory)):
+            return None
+        text = (self.directory / "deliver.lock").read_text().strip()
+        return int(text) if text.isdigit() else None
 
     @staticmethod
     def _replace(path: Path, content: bytes) -> None:
