@@ -27,7 +27,7 @@ from provider import events
 from provider.backends.seam import Backend
 from provider.core.composition import grace_s_of, launch_of
 from provider.core.environment import Facts, Shortage, absent_optional, environment_of, sources_of
-from provider.core.history import Containers, newest, remembered
+from provider.core.history import Containers, remembered
 from provider.core.images import Refusal
 from provider.core.launch import ContainerObservation, PodObservation
 from provider.core.plan import Desired, Observed, Plan, Step, desired_of, observed_of, plan
@@ -148,8 +148,9 @@ class Pods:
                 del self._records[uid]
             return None
         again_s = _sooner(again_s, await self._write_status(uid, record))
-        if view.plan.step is Step.REMOVE:
+        if view.plan.step is Step.REMOVE and not record.is_removed:
             await self._remove(view.pod)
+            record.is_removed = True
         return again_s
 
     def _view(self, uid: str) -> View | None:
@@ -169,8 +170,8 @@ class Pods:
         desired = desired_of(pod, is_refused=record.refusal is not None)
         if pod is None:
             # Nobody asks for it: what counts is what the backend has.
-            runs = newest(record.launched.values(), () if record.observation is None else record.observation.containers)
-            return View(None, desired, runs, plan(desired, "Never", (), runs, now_s=time.time()))
+            left = record.in_backend
+            return View(None, desired, left, plan(desired, "Never", (), left, now_s=time.time()))
         runs = record.runs
         next_ = plan(
             desired,

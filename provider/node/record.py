@@ -25,6 +25,9 @@ class Record:
         self.attempts = 0
         self.refusal: Refusal | None = None
         self.stop_grace_s: float | None = None
+        """The grace period of the stop that the backend was asked for."""
+        self.is_removed = False
+        """The API server has accepted the removal; a finalizer may hold the object back."""
         self.answer: dict[str, Any] | None = None
         """The pod as the API server answered the last write: newer than the informer's, for a moment."""
         self.told: set[tuple[str, str, int]] = set()
