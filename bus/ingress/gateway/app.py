@@ -98,6 +98,7 @@ class Gateway:
         self._in_flight += 1
         try:
             headers = _headers(request.headers.raw)
+            _check_encoding(request)
             body = await self._body(request)
             event = event_from_http(headers, body, subject=_subject(request.path_params.get("subject")))
             check_subject(event.subject)
@@ -173,6 +174,14 @@ def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
             raise Problem(400, "invalid-event", message, field=name)
         headers[name] = value_bytes.decode("ascii")
     return headers
+
+
+def _check_encoding(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        message = f"Content-Encoding {encoding!r} is not taken; send the body as it is"
+        headers = {"Accept-Encoding": "identity"}
+        raise Problem(415, "unsupported-encoding", message, field="content-encoding", headers=headers)
 
 
 def _subject(path: str | None) -> str | None:
