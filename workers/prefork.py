@@ -142,7 +142,7 @@ class Parent:
         try:
             pid = os.fork()
         except OSError as error:
-            reason = f"fork: {errno.errorcode.get(error.errno, '')} {error.strerror}"
+            reason = f"fork: {errno.errorcode.get(error.errno or 0, '')} {error.strerror}"
             return ForkReply(id=request.id, outcome="refused", reason=reason)
         if pid == 0:
             self._close()
@@ -170,7 +170,7 @@ class Parent:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
                 return
-            pid = ended.si_pid or 0  # typed as if it might be None
+            pid = ended.si_pid
             directory = self._children.pop(pid, None)
             if directory is not None:
                 record = exit_of(ended.si_code, ended.si_status, time.time_ns())

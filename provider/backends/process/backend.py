@@ -243,7 +243,7 @@ class ProcessBackend:
             return
         container.watch(outcome.record, self._boot, lambda: self._gone(pod, container))
         self._tell(pod)
-        if pod.kill_s is not None:
+        if pod.kill_s is not None:  # stopped meanwhile
             container.terminate()
             self._set_timer(pod, pod.kill_s)
 
@@ -260,7 +260,7 @@ class ProcessBackend:
         is_first = pod.kill_s is None
         pod.kill_s = kill_s if pod.kill_s is None else min(kill_s, pod.kill_s)
         for container in pod.containers.values():
-            if container.is_running and is_first:
+            if container.is_running and is_first and grace_s > 0:
                 container.terminate()
             elif container.process is None and not container.has_ended and container.bar():
                 self._tell(pod)

@@ -64,6 +64,7 @@ class Channel:
             try:
                 socket.send_fds(self._socket, [packet], [] if descriptor is None else [descriptor])
             except OSError as error:
+                del self._waiting[number]  # told by this raise, not by its future
                 self.close()
                 raise ChannelLost(str(error)) from error
             async with asyncio.timeout(timeout_s):

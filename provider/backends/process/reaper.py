@@ -53,9 +53,9 @@ GRACE_S = 2.0
 """Between SIGTERM and SIGKILL when the lifeline ends. [seconds]"""
 KILL_S = 5.0
 """How long those that were killed are collected. A process in the kernel's hands may take longer. [seconds]"""
-RESTART_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+RESTART_S = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
 """Waits before the parent is started again, as often as it has died young. [seconds]"""
-YOUNG_S = 5.0
+YOUNG_S = 1.0
 LISTENING = 3
 """Number under which the parent finds its listening socket."""
 
