@@ -22,7 +22,7 @@ def pod(*containers: str, policy: str = "Never", **fields: Any) -> dict[str, Any
 
 
 def run(name: str = "main", state: Any = "running", restart: int = 0, **fields: Any) -> ContainerObservation:
-    times = {"started_at": START} | ({"finished_at": END} if state == "terminated" else {})
+    times: dict[str, Any] = {"started_at": START} | ({"finished_at": END} if state == "terminated" else {})
     return ContainerObservation(name=name, restart=restart, state=state, **times, **fields)
 
 
@@ -34,7 +34,8 @@ def condition(status: dict[str, Any], type_: str) -> dict[str, Any]:
     return next(each for each in status["conditions"] if each["type"] == type_)
 
 
-OK, BAD = {"state": "terminated"}, {"state": "terminated", "exit_code": 1}
+OK: dict[str, Any] = {"state": "terminated"}
+BAD: dict[str, Any] = {"state": "terminated", "exit_code": 1}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from provider.core.support import notices_of, refusal_of
 
 TOKEN = {"name": "kube-api-access-x2v", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}
 
-DEFAULTED = {
+DEFAULTED: dict[str, Any] = {
     "containers": [
         {
             "name": "main", "image": "nodeless/host", "command": ["true"], "resources": {}, "imagePullPolicy": "Always",
@@ -31,7 +31,6 @@ def with_pod(**fields: Any) -> dict[str, Any]:
 
 def with_container(**fields: Any) -> dict[str, Any]:
     (container,) = DEFAULTED["containers"]
-    assert isinstance(container, dict)
     return DEFAULTED | {"containers": [container | fields]}
 
 
