@@ -67,11 +67,11 @@ async def delete_functions(target: Target, names: list[str]) -> list[str]:
             except NotFound:
                 missing.append(name)
         with anyio.move_on_after(DELETE_WAIT_S) as waiting:
-            for name in names:
+            for name in (each for each in names if each not in missing):
                 await _wait_gone(cluster, name, namespace)
         if waiting.cancelled_caught:
             raise CommandError(
-                f"{', '.join(names)}: not gone within {DELETE_WAIT_S:g} s; the dispatcher takes the finalizer off when "
+                f"{name}: not gone within {DELETE_WAIT_S:g} s; the dispatcher takes the finalizer off when "
                 "workers and consumer are gone: is it running? (`nodeless status`)"
             )
     return missing

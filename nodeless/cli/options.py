@@ -33,7 +33,11 @@ NatsOption = Annotated[
 CredentialsOption = Annotated[
     str | None,
     typer.Option(
-        "--nats-credentials", metavar="FILE", envvar="NODELESS_NATS_CREDENTIALS", help="For --nats.", rich_help_panel=SERVERS
+        "--nats-credentials",
+        metavar="FILE",
+        envvar="NODELESS_NATS_CREDENTIALS",
+        help="For --nats.",
+        rich_help_panel=SERVERS,
     ),
 ]
 NamespaceOption = Annotated[

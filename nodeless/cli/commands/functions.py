@@ -1,5 +1,6 @@
 """`deploy`, `delete`, `functions`, `logs`."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -129,4 +130,4 @@ def logs(
     write = body.write_line if output == Format.TABLE else body.write_json
     pods = anyio.run(partial(body.logs, target, function, follow=follow, tail_lines=tail, write=write))
     if not pods:
-        raise CommandError(f"{function} has no worker now, and a worker's log ends with it; watch with -f", 0)
+        sys.stderr.write(f"{function} has no worker now, and a worker's log goes with it; watch with -f\n")
