@@ -45,6 +45,7 @@ for _name in _ABSENT:
 
 log = logging.getLogger("nodeless.prefork")
 
+OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 PACKET_BYTES_MAX = 16 * 1024
 
 # What a worker imports only when it gets there: connecting, looking a host up, reading credentials, unpacking, failing.
@@ -139,14 +140,18 @@ class Parent:
 
     def _fork(self, request: ForkRequest, directory: Path, launch_fd: int, lock_fd: int) -> ForkReply:
         started_ns = time.time_ns()
+        # A signal for the child that comes before it has let go of our handlers waits until then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
         try:
             pid = os.fork()
+            if pid == 0:
+                self._close()
+                run_child(directory, launch_fd, lock_fd, self._boot_id, started_ns)
         except OSError as error:
             reason = f"fork: {errno.errorcode.get(error.errno or 0, '')} {error.strerror}"
             return ForkReply(id=request.id, outcome="refused", reason=reason)
-        if pid == 0:
-            self._close()
-            run_child(directory, launch_fd, lock_fd, self._boot_id, started_ns)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
         self._children[pid] = directory
         # It is there, if only as a zombie: nobody else collects it.
         start_ticks = start_ticks_of(Path(f"/proc/{pid}/stat").read_text())

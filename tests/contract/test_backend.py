@@ -198,6 +198,7 @@ async def test_all_containers_of_a_pod_are_stopped(kit: Kit) -> None:
         await backend.start(kit.pod("runs", "runs", "succeeds"))
         await wait_printed(backend, "ready")
         await wait_printed(backend, "ready", name="second")
+        await wait_state(backend, "terminated", name="third")
 
         await backend.stop("u1", 30)
 

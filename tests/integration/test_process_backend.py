@@ -182,10 +182,11 @@ async def node_side(state: Path) -> AsyncIterator[NodeSide]:
 
 async def test_a_forked_worker_handles_an_event_and_leaves_in_order(state: Path, tmp_path: Path) -> None:
     source = (
-        "import os, random, sys\n"
+        "import os, random, sys, time\n"
         "print('loaded')\n"
         "def handle(event):\n"
         "    print('handling', event.id)\n"
+        "    time.sleep(0.02)\n"
         "    return {'pid': os.getpid(), 'random': random.random(), 'secret': os.environ['SECRET'], 'argv': sys.argv}\n"
     )
     async with (
@@ -213,7 +214,7 @@ async def test_a_forked_worker_handles_an_event_and_leaves_in_order(state: Path,
             assert "loaded\n" in await text_of(backend, uid)
         pids = {pid_of(seen(backend, uid)) for uid in ("one", "two")}
         assert len(results) == 200
-        assert {result["pid"] for result in results} <= pids
+        assert {result["pid"] for result in results} == pids
         assert len({result["random"] for result in results}) == 200
         assert {result["secret"] for result in results} == {SECRET}
 
@@ -521,3 +522,57 @@ async def test_a_start_takes_milliseconds(state: Path) -> None:
 
     # Generous, for machines that do other things meanwhile: what counts is that nothing is imported or waited for.
     assert sorted(durations)[10] < 0.1
+
+
+async def test_a_start_that_goes_on_after_its_node_has_left_starts_nothing(state: Path) -> None:
+    async with ProcessBackend(state) as backend:
+        await backend.start(worker("warm"))
+        os.kill(processes(state)["prefork"], signal.SIGSTOP)
+        starting = asyncio.ensure_future(backend.start(worker("u1")))
+        await asyncio.sleep(0.05)
+        await backend.end(grace_s=0)
+
+    with pytest.raises(BackendUnavailable):
+        await starting
+    assert not (state / "processes.json").exists()
+    assert not (state / "pods/u1/worker/0/process.json").exists()
+
+
+async def test_forgetting_pods_does_not_disturb_the_collecting_of_others(
+    state: Path, waiting: Callable[[str], PodLaunch]
+) -> None:
+    async with ProcessBackend(state) as backend:
+        for number in range(20):
+            await backend.start(waiting(f"u{number}"))
+        reaper = processes(state)["reaper"]
+        os.kill(processes(state)["prefork"], signal.SIGKILL)  # from now on the reaper looks for whose process it was
+
+        for number in range(20):
+            os.kill(pid_of(seen(backend, f"u{number}")), signal.SIGKILL)
+        async with asyncio.timeout(WAIT_S):
+            while backend.pods():
+                for pod in backend.pods():
+                    if pod.containers[0].state == "terminated":
+                        assert pod.containers[0].signal == signal.SIGKILL
+                        await backend.forget(pod.uid)
+                await asyncio.sleep(0)
+
+        assert is_there(reaper)
+    assert "Traceback" not in (state / "reaper.log").read_text()
+
+
+@pytest.mark.parametrize("kind", ["worker", "host"])
+async def test_a_stop_right_behind_a_start_is_heard(
+    state: Path, waiting: Callable[[str], PodLaunch], kind: str
+) -> None:
+    async with ProcessBackend(state) as backend:
+        await backend.start(worker("warm"))
+        for number in range(20):
+            uid = f"u{number}"
+            await backend.start(waiting(uid) if kind == "worker" else host(uid, "exec sleep 60"))
+            await asyncio.sleep(number * 0.0003)
+            await backend.stop(uid, 60)
+
+        for number in range(20):
+            ended = await wait_ended(backend, f"u{number}")
+            assert (ended.exit_code, ended.signal) == (143, signal.SIGTERM)

@@ -158,9 +158,11 @@ def _run_beside(directory: Path, launch: dict[str, Any], log_fd: int) -> NoRetur
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     for number in (*FORWARDED, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # what is handed on meanwhile waits until it is the command's
     command = os.fork()
     if command == 0:
         _run_command(launch, out_end, err_end, tell)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
     for descriptor in (out_end, err_end, tell):
         os.close(descriptor)
     failure = os.read(told, 4096)
@@ -185,6 +187,7 @@ def _run_command(launch: dict[str, Any], out: int, err: int, tell: int) -> NoRet
         signal.set_wakeup_fd(-1)
         for number in (*FORWARDED, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.dup2(out, 1)
         os.dup2(err, 2)
         _execute(launch)

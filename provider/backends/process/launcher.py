@@ -37,6 +37,8 @@ START_S = 10.0
 """How long a start is tried. A parent that was killed is back after half a second. [seconds]"""
 REAPER_S = 15.0
 """How long a reaper is waited for: its predecessor may be ending everything first. [seconds]"""
+STARTS_MAX = 32
+"""Requests that are under way at once. [requests]"""
 LOOK_S = 0.005
 REPLY_LOST_S = 2.0
 """How long a child that holds the lock may take to write its record. [seconds]"""
@@ -62,11 +64,21 @@ class Launcher:
         self._channels: dict[Starter, Channel] = {}
         self._reaper_lost = asyncio.Event()
         self._reaper_lock = anyio.Lock()
+        # More at once would only fill the socket, and hold a descriptor each: they are served one after the other.
+        self._places: dict[Starter, anyio.Semaphore] = {
+            "parent": anyio.Semaphore(STARTS_MAX),
+            "reaper": anyio.Semaphore(STARTS_MAX),
+        }
         self._spawned = 0
         self.is_ending = False
+        self._is_closed = False
 
     async def start(self, directory: Path, launch: bytes, starter: Starter) -> Outcome:
         """Have the container of `directory` started unless it was; raise `BackendUnavailable` where nobody does it."""
+        async with self._places[starter]:
+            return await self._start(directory, launch, starter)
+
+    async def _start(self, directory: Path, launch: bytes, starter: Starter) -> Outcome:
         descriptor = os.memfd_create("launch", os.MFD_CLOEXEC)
         try:
             os.write(descriptor, launch)
@@ -137,6 +149,8 @@ class Launcher:
     # -- connections
 
     async def _channel(self, starter: Starter) -> Channel:
+        if self._is_closed:
+            raise BackendUnavailable("process", "this node has left")
         channel = self._channels.get(starter)
         if channel is not None and channel.is_open:
             return channel
@@ -257,6 +271,7 @@ class Launcher:
                 log.error("no reaper: %s", error)
 
     def close(self) -> None:
+        self._is_closed = True
         for channel in self._channels.values():
             channel.close()
         self._collect_spawned()

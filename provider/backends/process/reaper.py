@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,7 @@ from provider.backends.process.records import (
 )
 
 PR_SET_CHILD_SUBREAPER = 36
+OURS = (signal.SIGTERM, signal.SIGCHLD)
 BACKLOG = 1024
 """Requests that may wait while there is no parent. [connections]"""
 PACKET_BYTES_MAX = 16 * 1024
@@ -102,8 +104,16 @@ class Reaper:
             for descriptor, _ in self._poll.poll(None if wait_s is None else int(wait_s * 1000) + 1):
                 action = self._actions.get(descriptor)
                 if action is not None:
-                    action()
+                    self._do(action)
         self._end(self._grace_s)
+
+    def _do(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception:
+            # Whatever it is, it is worse to leave: orphans would die unseen, and the parent with us.
+            say(f"going on after an error\n{traceback.format_exc()}")
+            time.sleep(0.1)  # in case it comes again at once
 
     def _on(self, descriptor: int, action: Callable[[], None]) -> None:
         self._actions[descriptor] = action
@@ -191,6 +201,8 @@ class Reaper:
             if was_started(directory):
                 return {"outcome": "already"}
             started_ns = time.time_ns()
+            # A signal for the child that comes before it has let go of our handlers waits until then.
+            signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
             pid = os.fork()
             if pid == 0:
                 # Objects that own descriptors are let go before others get these numbers.
@@ -202,6 +214,7 @@ class Reaper:
         except OSError as error:
             return {"outcome": "refused", "reason": f"fork: {error}"}
         finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
             os.close(lock_fd)  # the child's copy holds the lock
 
     # -- the pre-forked parent

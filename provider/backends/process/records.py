@@ -134,8 +134,18 @@ def was_started(directory: Path) -> bool:
 
 
 def container_directories(state: Path) -> Iterator[Path]:
-    """Yield the directory of each container and restart that left one."""
-    return (path for path in (state / PODS).glob("*/*/*") if path.suffix != LOG_SUFFIX and path.is_dir())
+    """Yield the directory of each container and restart that left one; pods may be forgotten meanwhile."""
+    for pod in _directories(state / PODS):
+        for container in _directories(pod):
+            yield from _directories(container)
+
+
+def _directories(directory: Path) -> list[Path]:
+    try:
+        with os.scandir(directory) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir()]
+    except FileNotFoundError:
+        return []
 
 
 def is_alive(record: ProcessRecord, this_boot: str) -> bool:
