@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,12 @@ class System:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.home = directory / "home"
-        self.environment = os.environ | {"KUBECONFIG": str(self.home / "kubeconfig"), "NODELESS_HOME": str(self.home)}
+        self.environment = os.environ | {
+            # Commands of the environment these tests run in: nodeless, and kubectl from its wheel.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "KUBECONFIG": str(self.home / "kubeconfig"),
+            "NODELESS_HOME": str(self.home),
+        }
 
     @property
     def target(self) -> Target:
@@ -53,7 +59,8 @@ class System:
         return self.succeed("kubectl", *arguments, stdin=stdin)
 
     def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(self.nodeless("status", "-o", "json"))
+        # Its exit status says whether all is well; the document is printed either way.
+        status: dict[str, Any] = json.loads(self.run("nodeless", "status", "-o", "json").stdout)
         return status
 
     def deploy(self, source: str, *arguments: str) -> str:
@@ -76,19 +83,21 @@ class System:
         return next((each for each in conditions if each["type"] == type_), {"status": "absent"})
 
     def processes(self) -> dict[int, list[str]]:
-        """Return the command line of every process of this system: those that name its home, or have it in their environment."""
+        """Return the command line of every process of this system: its home is named there, or it works in it."""
         found = {}
-        mark = str(self.home).encode()
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             try:
-                command = (entry / "cmdline").read_bytes()
-                if mark in command or mark in (entry / "environ").read_bytes():
-                    found[int(entry.name)] = [part.decode(errors="replace") for part in command.split(b"\0") if part]
+                command = [
+                    part.decode(errors="replace") for part in (entry / "cmdline").read_bytes().split(b"\0") if part
+                ]
+                place = (entry / "cwd").readlink()
             except OSError:
                 continue
-        return {pid: command for pid, command in found.items() if command}
+            if command and (place.is_relative_to(self.home) or any(str(self.home) in part for part in command)):
+                found[int(entry.name)] = command
+        return found
 
 
 def eventually(read: Callable[[], T], is_right: Callable[[T], bool], timeout_s: float = 30.0) -> T:

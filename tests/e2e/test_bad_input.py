@@ -1,7 +1,6 @@
 """Each mistake gets an answer that says what was seen, what was expected and what to do; nothing is lost."""
 
 import json
-import subprocess
 
 import httpx
 import pytest
@@ -95,9 +94,7 @@ def test_commands_say_what_is_wrong_in_one_line(system: System) -> None:
     assert "whole tokens" in refused(system, "tail", "a>b")
     assert "not a subject" in refused(system, "publish", "a b", "x")
     assert "no such command" in refused(system, "explode").lower()
-    done = subprocess.run(
-        ["nodeless", "functions", "--home", "/nonexistent/home"], capture_output=True, text=True, timeout=60
-    )
+    done = system.run("nodeless", "functions", "--home", "/nonexistent/home")
     assert done.returncode == 3
     assert "nodeless up" in done.stderr
 

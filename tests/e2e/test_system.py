@@ -41,7 +41,7 @@ def test_nothing_remains_when_the_supervisor_is_killed(own_system: System) -> No
     eventually(
         lambda: own_system.pods_of("keep"), lambda pods: any(p["status"].get("phase") == "Running" for p in pods)
     )
-    os.kill(own_system.status()["pid"], signal.SIGKILL)
+    os.kill(own_system.status()["supervisor"]["pid"], signal.SIGKILL)
 
     eventually(own_system.processes, lambda processes: not processes, timeout_s=20)
 
