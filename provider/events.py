@@ -67,6 +67,11 @@ def refused(pod: Mapping[str, Any], reason: str, message: str) -> Note:
     return Note(subject=_pod(pod), reason=reason, message=message, type="Warning")
 
 
+def ephemeral_container(pod: Mapping[str, Any], container: str) -> Note:
+    message = f"ephemeral container {container!r} is not started: this node cannot add a container to a pod that runs"
+    return Note(subject=_pod(pod), reason="Unsupported", message=message, type="Warning")
+
+
 def not_now(pod: Mapping[str, Any], message: str) -> Note:
     """The backend cannot start the pod at the moment."""
     return Note(subject=_pod(pod), reason="FailedCreatePodSandBox", message=message, type="Warning")

@@ -22,6 +22,7 @@ _POD_FIELDS = frozenset(
         "tolerations", "topologySpreadConstraints", "schedulerName", "schedulingGates", "priority", "priorityClassName",
         "preemptionPolicy", "serviceAccountName", "serviceAccount", "automountServiceAccountToken", "imagePullSecrets",
         "enableServiceLinks", "dnsPolicy", "os",
+        "ephemeralContainers",  # added to a pod that runs: no reason to end it, and told in an Event of its own
     }
 )  # fmt: skip
 _CONTAINER_FIELDS = frozenset(

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -98,12 +98,16 @@ class KubeletApi:
             return _text(200, "")
         return LongAnswer(parts=self._log_parts(uid, container, query))
 
-    async def _log_parts(self, uid: str, container: str, query: LogQuery) -> AsyncIterator[bytes]:
+    async def _log_parts(self, uid: str, container: str, query: LogQuery) -> AsyncGenerator[bytes, None]:
+        parts = self._backend.logs(uid, container, query)
         try:
-            async for part in self._backend.logs(uid, container, query):
+            async for part in parts:
                 yield part
         except PodNotFound as error:  # it was removed since we looked
             log.info("log gone: %s", error, extra={"pod_uid": uid})
+        finally:
+            if isinstance(parts, AsyncGenerator):  # whatever the backend holds open for a follower that went
+                await parts.aclose()
 
 
 def _pod_list(items: list[dict[str, Any]]) -> Answer:

@@ -4,7 +4,8 @@ Own, and on raw streams: exec and port-forward take connections over (SPDY, WebS
 """
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from urllib.parse import parse_qsl, unquote
 
 import anyio
@@ -44,7 +45,7 @@ class Answer(Struct, frozen=True, kw_only=True):
 class LongAnswer(Struct, frozen=True, kw_only=True):
     """Sent in chunks, each as soon as it is there. Left unfinished when the client goes."""
 
-    parts: AsyncIterator[bytes]
+    parts: AsyncGenerator[bytes, None]
     content_type: str = "text/plain; charset=utf-8"
 
 
@@ -144,10 +145,14 @@ async def _send_long(stream: ByteStream, connection: h11.Connection, answer: Lon
 
     async with anyio.create_task_group() as group:
         group.start_soon(watch_client)
-        async for part in answer.parts:
-            for start in range(0, len(part), PART_BYTES):
-                await _send(stream, connection.send(h11.Data(data=part[start : start + PART_BYTES])))
-        await _send(stream, connection.send(h11.EndOfMessage()))
+        try:
+            async with aclosing(answer.parts) as parts:
+                async for part in parts:
+                    for start in range(0, len(part), PART_BYTES):
+                        await _send(stream, connection.send(h11.Data(data=part[start : start + PART_BYTES])))
+            await _send(stream, connection.send(h11.EndOfMessage()))
+        except (BrokenResourceError, ClosedResourceError):
+            has_gone = True
         group.cancel_scope.cancel()
     return not has_gone
 

@@ -292,7 +292,9 @@ class Pods:
         )
         wanted = status_of(view.pod, known, self._place, now=whole_seconds(_now()))
         status = changes(view.pod.get("status") or {}, wanted)
-        if not status:
+        # That the deletion was seen goes without saying: the end is told in a moment, and two writes become one.
+        unsaid = {"observedGeneration", "conditions"} if view.plan.step is Step.STOP else set()
+        if not status.keys() - unsaid:
             return None
         metadata = view.pod["metadata"]
         path = PODS.path(metadata["namespace"], metadata["name"], "status")
@@ -333,6 +335,9 @@ class Pods:
         for name, run in view.runs.items():
             if run.state == "running" and record.first_time("started", name, run.restart):
                 self._recorder.tell(events.started(view.pod, name))
+        for each in view.pod["spec"].get("ephemeralContainers") or ():
+            if record.first_time("ephemeral", each["name"]):
+                self._recorder.tell(events.ephemeral_container(view.pod, each["name"]))
         for name in view.plan.back_offs:
             if record.first_time("back-off", name, view.runs[name].restart):
                 self._recorder.tell(events.back_off(view.pod, name))

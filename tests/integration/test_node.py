@@ -486,6 +486,34 @@ async def test_a_killed_node_program_adopts_its_pods_and_knows_how_they_ended(
         assert node.stop() == 0
 
 
+async def test_pods_that_a_restart_of_the_machine_took_away_are_told_lost_and_never_run_twice(
+    cluster: Cluster, namespace: str, installed: ControlPlane
+) -> None:
+    on: dict[str, Any] = {"nodeSelector": {"kubernetes.io/hostname": "vn-lost"}}
+    # With the memory backend a killed program is a machine that was switched off: nothing of its pods is left.
+    async with running_node(installed, "vn-lost", "--backend", "memory") as node:
+        await cluster.create(PODS, pod_of("once", "true", **on), namespace)
+        await cluster.create(PODS, pod_of("always", "true", restartPolicy="Always", **on), namespace)
+        for name in ("once", "always"):
+            await wait_pod(cluster, namespace, name, is_in("Running"))
+
+        node.kill()
+        node.start()
+        once = await wait_pod(cluster, namespace, "once", is_in("Failed"))
+        always = await wait_pod(
+            cluster,
+            namespace,
+            "always",
+            lambda pod: pod["status"]["containerStatuses"][0]["restartCount"] == 1 and "running" in state_of(pod),
+        )
+
+        lost = state_of(once)["terminated"]
+        last = always["status"]["containerStatuses"][0]["lastState"]["terminated"]
+        assert (lost["exitCode"], lost["reason"]) == (137, "ContainerStatusUnknown")
+        assert (last["exitCode"], last["reason"]) == (137, "ContainerStatusUnknown")
+        assert await events_of(cluster, namespace, "once", "ContainerLost")
+
+
 async def test_a_wrong_setting_ends_the_program_with_what_is_wrong(tmp_path: Path) -> None:
     import sys
 
