@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 from bus.core.event import Event, event_of
+from bus.ingress.gateway.server import listen, url_of
 from bus.jetstream.connection import open_connection
 from bus.jetstream.reading import read
 from tests.broker import Broker, free_port, running_broker
@@ -582,3 +584,11 @@ def test_help_names_every_setting() -> None:
     assert shown.returncode == 0
     for name in ("--nats-url", "--token-file", "NODELESS_GATEWAY_IN_FLIGHT_MAX"):
         assert name in shown.stdout
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_answers_do_not_wait_for_more_to_send(host: str) -> None:
+    """asyncio sets TCP_NODELAY only on sockets that name their protocol; without it each answer takes 40 ms more."""
+    with listen(host, 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+        assert url_of(listening).startswith("http://[::1]:" if host == "::1" else "http://127.0.0.1:")

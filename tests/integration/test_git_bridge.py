@@ -17,7 +17,7 @@ import pytest
 
 from bus.core.errors import NotAllowed
 from bus.core.event import Event, event_of
-from bus.ingress.git.deliver import deliver_spool
+from bus.ingress.git.deliver import Delivered, deliver
 from bus.ingress.git.errors import GitBridgeError
 from bus.ingress.git.install import install, spool_of, spool_status
 from bus.ingress.git.spool import BridgeSettings
@@ -89,12 +89,9 @@ class Forge:
         assert len(messages) == count, [message.subject for message in messages]
         return [msgspec.json.decode(message.data) for message in messages]
 
-    async def deliver(self, *, retry_failed: bool = False, give_up_s: float = 20.0) -> Any:
+    async def deliver(self, *, retry_failed: bool = False, give_up_s: float = 20.0) -> Delivered:
         """As `nodeless git deliver` does."""
-        spool = spool_of(self.bare)
-        if retry_failed:
-            spool.take_back_failed()
-        return await deliver_spool(spool, give_up_s=give_up_s, is_patient=True)
+        return await asyncio.to_thread(deliver, self.bare, give_up_s=give_up_s, retry_failed=retry_failed)
 
     def deliverers(self) -> list[int]:
         """Return the process ids of this spool's hooks and deliverers."""
@@ -102,7 +99,8 @@ class Forge:
         found = []
         for process in Path("/proc").iterdir():
             with suppress(OSError):
-                if process.name.isdecimal() and wanted in (process / "cmdline").read_bytes().split(b"\0"):
+                arguments = (process / "cmdline").read_bytes().split(b"\0")
+                if process.name.isdecimal() and wanted in map(os.path.normpath, arguments):
                     found.append(int(process.name))
         return found
 
@@ -595,3 +593,16 @@ async def test_the_git_user_can_publish_what_was_pushed_and_nothing_else(broker:
         await connection.publish(Event(subject="events.git.push.a.b.heads.c", id="1", source="s", type="t"))
         with pytest.raises(NotAllowed):
             await connection.publish(Event(subject="events.orders", id="2", source="s", type="t"))
+
+
+def test_the_deliverer_says_how_it_is_used_and_what_is_not_there(tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bus.ingress.git", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    shown, wrong, nowhere = run("--help"), run("deliver"), run("deliver", "--spool", str(tmp_path / "nodeless"))
+
+    assert (shown.returncode, wrong.returncode, nowhere.returncode) == (0, 2, 2)
+    assert shown.stdout == wrong.stderr
+    assert "run `nodeless git install` on it" in nowhere.stderr
+    assert nowhere.stderr.count("\n") == 1

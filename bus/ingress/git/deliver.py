@@ -71,14 +71,15 @@ def deliver(repository: Path, *, give_up_s: float = 30.0, retry_failed: bool = F
     `GitBridgeError` where there is no bridge.
     """
     spool = spool_of(repository)
-    spool.settings()
     if retry_failed:
+        spool.settings()
         spool.take_back_failed()
     return asyncio.run(deliver_spool(spool, give_up_s=give_up_s, is_patient=True))
 
 
 async def deliver_spool(spool: Spool, *, give_up_s: float = GIVE_UP_S, is_patient: bool = False) -> Delivered:
     """Publish what waits. Where another deliverer is at work, leave it to that one, or wait for it if `is_patient`."""
+    spool.settings()
     counts = _Counts()
     reason = ""
     deadline_s = time.monotonic() + give_up_s

@@ -35,6 +35,7 @@ _BRIDGE = f"""\
 # {_MARK}, which may write it again.
 # Takes what git gives to post-receive. Never fails: the push has happened.
 bridge=${{GIT_DIR:-.}}/{DIRECTORY}
+case $bridge in /*) ;; *) bridge=$PWD/$bridge ;; esac
 python=@python@
 program=@program@
 updates=$(cat)
