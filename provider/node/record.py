@@ -17,7 +17,7 @@ class Record:
         """The newest run of each container that the backend has accepted."""
         self.launched_at = 0.0
         self.observation: PodObservation | None = None
-        self.ends: dict[str, tuple[ContainerObservation, ...]] = {}
+        self.ends: dict[str, tuple[ContainerObservation, ...]] = {name: (run,) for name, run in history.items()}
         """The last two runs of each container that ended, newest last."""
         self.calm_restarts: dict[str, int] = {}
         self.waiting: Waiting | None = None
@@ -37,8 +37,9 @@ class Record:
         for run in observation.containers:
             self.calm_restarts[run.name] = calm_restart(self.calm_restarts.get(run.name, 0), run)
             before = self.ends.get(run.name, ())
-            if run.state == "terminated" and (not before or before[-1].restart < run.restart):
-                self.ends[run.name] = (*before[-1:], run)
+            if run.state == "terminated" and (not before or before[-1].restart <= run.restart):
+                # What the API remembers of the same run is a guess, where the backend knows.
+                self.ends[run.name] = (*[end for end in before if end.restart < run.restart][-1:], run)
 
     @property
     def runs(self) -> Containers:
