@@ -5,6 +5,7 @@ SIGHUP stop all programs in their order. Exit status: 0 after that, 1 if the sys
 """
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -17,12 +18,15 @@ from pathlib import Path
 import anyio
 import msgspec
 
+from bus.logs import set_up_logging
 from nodeless.embedded import processes
 from nodeless.embedded.errors import NotReady
 from nodeless.embedded.files import write_private
 from nodeless.embedded.home import Home, Plan, SystemState
 from nodeless.embedded.report import Failed, Progress, Report, Up, encoded, progress_line, summary
-from nodeless.embedded.supervisor import ProgramState, Supervisor, supervised
+from nodeless.embedded.supervisor import ProgramState, Supervisor, restart_delay_s, supervised
+
+log = logging.getLogger("nodeless.supervisor")
 
 Tell = Callable[[Report], None]
 
@@ -38,6 +42,7 @@ class Keeper:
         self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._supervisor: Supervisor | None = None
         self._failure: NotReady | None = None
+        self._is_announced = False
         self._stop = anyio.Event()
 
     async def run(self) -> int:
@@ -70,6 +75,7 @@ class Keeper:
             self._failure = failure
             self._stop.set()
             return
+        self._is_announced = True
         self._write()
         self._tell(Up(self.state))
 
@@ -92,12 +98,19 @@ class Keeper:
         )
 
     def _on_change(self, program: ProgramState) -> None:
+        if program.state == "backing off" and self._is_announced:
+            fields = {"program": program.name, "pause_s": restart_delay_s(program.failures)}
+            log.warning("program %s; it is started again", program.last_end, extra=fields)
         self._write()
         self._tell(Progress(program))
 
     def _write(self) -> None:
-        if self._supervisor is not None:
+        if self._supervisor is None:
+            return
+        try:
             write_private(self._home.state, msgspec.json.encode(self.state))
+        except OSError as error:  # a full disk is no reason to stop what runs
+            log.warning("the state cannot be written down", extra={"reason": str(error)})
 
 
 def _tell_pipe(descriptor: int) -> Tell:
@@ -120,19 +133,21 @@ def _tell_person(started_s: float, is_json: bool) -> Tell:
     """Return a teller for a terminal: progress to standard error, the outcome to standard output."""
 
     def tell(report: Report) -> None:
-        match report:
-            case Progress(program):
-                if line := progress_line(program):
-                    print(line, file=sys.stderr, flush=True)  # noqa: T201
-            case Up(state):
-                text = (
-                    msgspec.json.format(msgspec.json.encode(state), indent=2).decode()
-                    if is_json
-                    else summary(state.endpoints, time.time() - started_s) + "\nCtrl-C stops it."
-                )
-                print(text, flush=True)  # noqa: T201
-            case Failed(message):
-                print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+        # The terminal may be gone; that is no reason not to stop in order.
+        with suppress(OSError):
+            match report:
+                case Progress(program):
+                    if line := progress_line(program):
+                        print(line, file=sys.stderr, flush=True)  # noqa: T201
+                case Up(state):
+                    print(outcome(state), flush=True)  # noqa: T201
+                case Failed(message):
+                    print(f"error: {message}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def outcome(state: SystemState) -> str:
+        if is_json:
+            return msgspec.json.format(msgspec.json.encode(state), indent=2).decode()
+        return summary(state.endpoints, time.time() - started_s) + "\nCtrl-C stops it."
 
     return tell
 
@@ -147,6 +162,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     for descriptor in filter(None, options.held_fds.split(",")):
         os.set_inheritable(int(descriptor), False)
+    set_up_logging()
     processes.become_subreaper()
     home = Home.at(options.home)
     tell = _tell_person(options.started, options.json) if options.report_fd is None else _tell_pipe(options.report_fd)

@@ -22,7 +22,6 @@ SUPERVISOR = "supervisor"
 STOP_WITHIN_S = 90.0
 """More than the deadlines of any chain of programs that stop one after the other."""
 CHECK_S = 0.05
-RECEIVE_BYTES = 65_536
 
 
 @contextmanager

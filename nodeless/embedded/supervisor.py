@@ -190,7 +190,11 @@ class Supervisor:
     async def _run_once(self, program: _Program) -> None:
         """Start it and return when it has ended; a step that succeeds does not return."""
         started_s = anyio.current_time()
-        process = await self._start(program)
+        try:
+            process = await self._start(program)
+        except OSError as error:  # no room for another process, or for its log
+            self._failed(program, f"could not be started: {error}")
+            return
         if program.spec.ready is None:
             await self._step(program, process, started_s)
             return
@@ -276,6 +280,7 @@ class Supervisor:
         if not self._is_up and program.state.failures >= FAILURES_BEFORE_UP_MAX:
             self._hopeless = program.failure
             self._given_up.set()
+            await anyio.sleep_forever()  # until whoever waits has stopped everything
         self._change(program, "backing off")
         await anyio.sleep(restart_delay_s(program.state.failures))
         program.state.restarts += 1

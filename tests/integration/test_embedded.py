@@ -385,6 +385,37 @@ async def test_up_in_the_foreground_stops_in_order_at_ctrl_c(homes: Callable[...
     assert alive(pids) == set()
 
 
+async def test_a_system_that_cannot_start_says_why_and_is_taken_down(homes: Callable[..., Home]) -> None:
+    home = homes()
+
+    done = nodeless(home, "up", "--detach", "--nats", "nats://127.0.0.1:1", check=False)
+
+    assert done.returncode == 1
+    assert "no answer from NATS at nats://127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert home.running() is None
+    with home.locked():
+        pass
+
+
+async def test_an_interrupted_start_leaves_nothing(homes: Callable[..., Home]) -> None:
+    home = homes()
+    with subprocess.Popen(
+        [NODELESS, "up", "--detach", "--home", home.directory],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        await until(lambda: (state := home.running()) is not None and state.programs[0].state == "ready")
+        pids = everyone(home)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert alive(pids) == set()
+
+
 async def test_external_servers_take_the_place_of_the_embedded_ones(
     homes: Callable[..., Home], plane: ControlPlane, tmp_path: Path
 ) -> None:
