@@ -110,7 +110,15 @@ def held_by(workers: Iterable[Worker], now_s: float) -> int:
 
 
 def demand_of(
-    *, pending: int, unsettled: int, held: int, due_s: Mapping[int, float], settled_to: int, now_s: float
+    *,
+    pending: int,
+    unsettled: int,
+    held: int,
+    due_s: Mapping[int, float],
+    settled_to: int,
+    now_s: float,
+    is_woken: bool = False,
+    is_checked: bool = False,
 ) -> Demand:
     """Sort what the broker counts as delivered and unsettled into held, waiting for its retry, and orphaned.
 
@@ -124,6 +132,8 @@ def demand_of(
         orphaned=max(0, unsettled - held - not_due),
         not_due=not_due,
         due_in_s=waiting[0] - now_s if not_due else None,
+        is_woken=is_woken,
+        is_checked=is_checked,
     )
 
 

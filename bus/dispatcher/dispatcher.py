@@ -20,8 +20,9 @@ from bus.cluster.resources import FUNCTIONS, PODS
 from bus.core.assignment import FUNCTION_LABEL
 from bus.core.errors import BusError
 from bus.core.reports import WorkerReport
+from bus.dispatcher.shared import Shared
 from bus.dispatcher.signal import Signal
-from bus.dispatcher.unit import FunctionUnit, Shared
+from bus.dispatcher.unit import FunctionUnit
 from bus.jetstream.connection import Message
 from bus.jetstream.topology import ensure_streams
 from bus.scaler.manifest import owner_uid

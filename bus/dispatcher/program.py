@@ -16,7 +16,7 @@ from bus.core.credentials import Permissions, inbox_prefix, worker_permissions
 from bus.core.errors import BrokerUnavailable, ConfigurationError
 from bus.dispatcher.dispatcher import Dispatcher, open_dispatcher
 from bus.dispatcher.settings import DispatcherConfig
-from bus.dispatcher.unit import Shared
+from bus.dispatcher.shared import Shared
 from bus.dispatcher.wakes import WakeSignals
 from bus.health import serve_health
 from bus.jetstream.connection import BusConfig, Connection, open_connection

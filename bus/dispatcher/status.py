@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 NUMBERS_S = 0.5
 """Shortest time between two writes that change no condition."""
+NUMBERS_TOGETHER_S = 0.1
 RETRY_S = 1.0
 
 
@@ -39,6 +40,10 @@ class StatusWriter:
 
     def changed(self) -> None:
         self._signal.set()
+
+    def changed_somewhat(self) -> None:
+        """A number has changed: it may wait a moment for others."""
+        self._signal.set_within(NUMBERS_TOGETHER_S)
 
     async def run(self) -> None:
         wait_s: float | None = 0.0

@@ -12,13 +12,15 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from bus.core.assignment import Assignment, DeliveryPolicy, consumer_name
+from bus.core.assignment import Assignment, DeliveryPolicy, consumer_name, decode_assignment, encode_assignment
 from bus.core.errors import InvalidPattern
 from bus.core.subjects import check_pattern, covers, minimal
 from bus.core.topology import EVENTS
 
 API_VERSION = "nodeless.dev/v1alpha1"
 FINALIZER = "nodeless.dev/consumer"
+RESERVED_PREFIX = "NODELESS_"
+"""Of environment variables: what a worker is told by the scaler and its node."""
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 
@@ -163,5 +165,11 @@ def check_function(function: Function) -> None:
             raise InvalidPattern(
                 trigger.subject, "it lies outside the stream EVENTS; expected a pattern below 'events.'"
             )
-    function.assignment()
+    for variable in function.spec.pod.env:
+        if variable.name.startswith(RESERVED_PREFIX):
+            raise ValueError(
+                f"spec.pod.env: {variable.name!r} is the worker's own; choose a name without {RESERVED_PREFIX}"
+            )
+    # Bounds of the delivery policy are checked where it is decoded, and workers decode it.
+    decode_assignment(encode_assignment(function.assignment()))
     duration_s(function.spec.scaling.idle)

@@ -41,8 +41,8 @@ def subscribed(consumer: str, patterns: tuple[str, ...]) -> Told:
     return Told("Normal", "Subscribed", f"Consumer {consumer} selects {', '.join(patterns)}")
 
 
-def scaled_up(before: int, decision: Decision) -> Told:
-    return Told("Normal", "ScaledUp", f"{before} -> {before + len(decision.create)} workers: {decision.reason}")
+def scaled_up(before: int, after: int, decision: Decision) -> Told:
+    return Told("Normal", "ScaledUp", f"{before} -> {after} workers: {decision.reason}")
 
 
 def scaled_down(before: int, after: int, decision: Decision) -> Told:

@@ -13,7 +13,7 @@ from bus.cluster.resources import PODS, SECRETS
 from bus.core.assignment import Assignment
 from bus.core.credentials import Permissions, worker_permissions
 from bus.functions.model import Function
-from bus.scaler.manifest import WorkerSettings, credentials_secret, owner_uid, pod_name, secret_name, worker_pod
+from bus.scaler.manifest import WorkerSettings, credentials_secret, owner_uid, pod_name, worker_pod
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,8 @@ class Scaler:
         self._applied[function.metadata.uid] = permissions
         return True
 
-    async def delete_credentials(self, name: str, namespace: str, uid: str) -> None:
-        """Delete the Secret of a function that goes: the garbage collector may take half a minute to know the kind."""
+    def forget(self, uid: str) -> None:
+        """The function goes. Its Secret is the garbage collector's to delete: to do it here would take the right to delete
+        every Secret of the cluster.
+        """
         self._applied.pop(uid, None)
-        if self._credentials_of is not None:
-            with suppress(NotFound):
-                await self._cluster.delete(SECRETS, secret_name(name), namespace)

@@ -1,17 +1,17 @@
 """Laws of scaling, searched for counter-examples."""
 
-from msgspec.structs import replace
-
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from bus.core.demand import SERVING, Demand, Worker
+from bus.core.demand import SERVING, Demand, Phase, Worker
 from bus.core.reports import REPORT_EXPIRY_S, WorkerReport
 from bus.core.scaling import SILENT_S_MAX, Decision, ScalingPolicy, decide
 from bus.core.starts import Starts
 
 NOW_S = 1000.0
 NEW, OLD = "new", "old"
+PHASES: list[Phase] = ["Pending", "Running", "Running", "Running", "Succeeded", "Failed"]
 
 
 @st.composite
@@ -27,7 +27,7 @@ def policies(draw: st.DrawFn) -> ScalingPolicy:
 
 @st.composite
 def worker(draw: st.DrawFn, ordinal: int) -> Worker:
-    phase = draw(st.sampled_from(["Pending", "Running", "Running", "Running", "Succeeded", "Failed"]))
+    phase: Phase = draw(st.sampled_from(PHASES))
     is_bound = phase != "Pending" or draw(st.booleans())
     held = draw(st.integers(0, 5))
     report = None
@@ -102,7 +102,7 @@ def test_what_is_wanted_and_made_stays_in_bounds(
     decision = decide(policy, NEW, demand, crew, starts, NOW_S)
 
     assert policy.min <= decision.desired <= policy.max
-    assert not decision.create or active(crew) + len(decision.create) <= policy.max
+    assert not decision.create or active(applied(crew, decision)) <= policy.max
 
 
 @given(policies(), demands(), crews(), records, st.integers(0, 100))

@@ -1,0 +1,613 @@
+"""The dispatcher as a program of its own, with its own identities, on a real control plane and a real broker; workers are
+real processes on a node that this test plays.
+"""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from bus.cluster.connection import Cluster
+from bus.cluster.errors import NotFound
+from bus.cluster.resources import EVENTS, FUNCTIONS, PODS, SECRETS
+from bus.core.assignment import WOKEN_ANNOTATION, consumer_name
+from bus.core.errors import NotFound as NotOnBroker
+from bus.core.event import Event
+from bus.jetstream.connection import Connection, open_connection
+from bus.jetstream.objects import put_bundle
+from bus.jetstream.topology import ConsumerState, consumer_state, message_count
+from nodeless.embedded.controlplane.launch import ControlPlane
+from nodeless.packaging.archive import File, archive_of
+from tests.broker import Broker, free_port, running_broker
+from tests.standin import StandInNode, running_node
+
+pytestmark = pytest.mark.integration
+
+DISPATCHER_USER = "system:serviceaccount:nodeless-system:dispatcher"
+
+ECHO = "async def handle(event):\n    return event.data\n"
+SLOW = "import asyncio\n\nasync def handle(event):\n    await asyncio.sleep(float(event.data))\n    return event.data\n"
+BROKEN = "import a_module_that_is_not_there\n"
+FAILS_ONCE = """
+import pathlib
+
+from nodeless import RetryLater
+
+def handle(event):
+    marker = pathlib.Path(event.data.decode())
+    if not marker.exists():
+        marker.write_text("failed once")
+        raise RetryLater(after_s=6)
+    return b"second time"
+"""
+
+
+class System:
+    """One broker, one dispatcher, one node, one namespace."""
+
+    def __init__(
+        self,
+        plane: ControlPlane,
+        cluster: Cluster,
+        connection: Connection,
+        broker: Broker,
+        namespace: str,
+        directory: Path,
+    ) -> None:
+        self.cluster, self.connection, self.broker = cluster, connection, broker
+        self.namespace, self.directory = namespace, directory
+        self.node_name = f"node-{namespace}"
+        self.health_port = free_port()
+        self.log = directory / "dispatcher.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        kubeconfig = directory / "kubeconfig"
+        plane.issue_kubeconfig(kubeconfig, DISPATCHER_USER)
+        credentials = broker.credential_files()["dispatcher"]
+        seed = directory / "account.seed"
+        seed.write_text(broker.account_seed)
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "NODELESS_DISPATCHER_NATS_URL": broker.url,
+            "NODELESS_DISPATCHER_NATS_CREDENTIALS": str(credentials),
+            "NODELESS_DISPATCHER_NATS_ACCOUNT_SEED": str(seed),
+            "NODELESS_DISPATCHER_KUBECONFIG": str(kubeconfig),
+            "NODELESS_DISPATCHER_HEALTH_PORT": str(self.health_port),
+        }
+
+    # -- the dispatcher
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def launch(self) -> None:
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "bus.dispatcher"], env=self._environment, stdout=output, stderr=output
+            )
+
+    async def start(self) -> None:
+        self.launch()
+        await self.wait(self.is_ready, "the dispatcher to be ready", 20)
+
+    async def is_ready(self) -> bool:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            try:
+                return (await client.get(f"http://127.0.0.1:{self.health_port}/readyz")).status_code == 200
+            except httpx.HTTPError:
+                return False
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(10)
+
+    def stop(self) -> int:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(10)
+
+    # -- functions
+
+    async def deploy(
+        self,
+        name: str,
+        code: str,
+        *,
+        subject: str | None = None,
+        scaling: dict[str, Any] | None = None,
+        delivery: dict[str, Any] | None = None,
+        is_awaited: bool = True,
+    ) -> dict[str, Any]:
+        digest = await put_bundle(self.connection, archive_of({"app.py": File(code.encode())}))
+        spec = {
+            "handler": "app:handle",
+            "code": {"bundle": digest},
+            "triggers": [{"subject": subject or f"events.{self.namespace}.{name}"}],
+            "scaling": {"idle": "1s", **(scaling or {})},
+            "delivery": delivery or {},
+            "pod": {"nodeSelector": {"kubernetes.io/hostname": self.node_name}},
+        }
+        body = {
+            "apiVersion": "nodeless.dev/v1alpha1",
+            "kind": "Function",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": spec,
+        }
+        applied = await self.cluster.apply(FUNCTIONS, body, field_manager="test", namespace=self.namespace)
+        if is_awaited:
+            await self.condition(name, "Subscribed", "True")
+        return applied
+
+    async def function(self, name: str) -> dict[str, Any]:
+        return await self.cluster.get(FUNCTIONS, name, self.namespace)
+
+    async def condition(
+        self, name: str, type_: str, status: str, reason: str = "", seconds: float = 15
+    ) -> dict[str, Any]:
+        """Wait for a condition about the current generation."""
+        found: dict[str, Any] = {}
+
+        async def is_there() -> bool:
+            function = await self.function(name)
+            for condition in function.get("status", {}).get("conditions", ()):
+                if condition["type"] == type_ and condition["observedGeneration"] == function["metadata"]["generation"]:
+                    found.clear()
+                    found.update(condition)
+                    return condition["status"] == status and reason in ("", condition["reason"])
+            return False
+
+        await self.wait(is_there, f"{name}: {type_}={status} {reason}, seen {found}", seconds)
+        return found
+
+    async def pods(self, name: str) -> list[dict[str, Any]]:
+        listed = await self.cluster.list(PODS, self.namespace, label_selector=f"nodeless.dev/function={name}")
+        return list(listed["items"])
+
+    async def wait_pods(self, name: str, count: int, seconds: float = 15) -> list[dict[str, Any]]:
+        async def are_there() -> bool:
+            return len(await self.pods(name)) == count
+
+        await self.wait(are_there, f"{count} pods of {name}", seconds)
+        return await self.pods(name)
+
+    # -- events
+
+    async def publish(self, name: str, data: bytes = b"", *, count: int = 1) -> None:
+        for _ in range(count):
+            id_ = uuid.uuid4().hex
+            event = Event(subject=f"events.{self.namespace}.{name}", id=id_, source="tests", type="t", data=data)
+            await self.connection.publish(event)
+
+    async def state(self, name: str) -> ConsumerState:
+        return await consumer_state(self.connection, "EVENTS", consumer_name(self.namespace, name))
+
+    async def results(self, name: str) -> int:
+        subject = f"results.{self.namespace}.{name}.>"
+        info = await self.connection.api("STREAM.INFO.RESULTS", {"subjects_filter": subject})
+        return len(info["state"].get("subjects") or {})
+
+    async def wait_results(self, name: str, count: int, seconds: float = 20) -> None:
+        async def are_there() -> bool:
+            return await self.results(name) == count
+
+        await self.wait(are_there, f"{count} results of {name}", seconds)
+
+    async def wait_settled(self, name: str, seconds: float = 20) -> None:
+        async def is_settled() -> bool:
+            state = await self.state(name)
+            return state.pending == 0 and state.ack_pending == 0
+
+        await self.wait(is_settled, f"all events of {name} settled", seconds)
+
+    async def wait_in_flight(self, name: str, count: int) -> None:
+        async def are_in_flight() -> bool:
+            return (await self.state(name)).ack_pending == count
+
+        await self.wait(are_in_flight, f"{count} events of {name} in flight")
+
+    async def wait(self, condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 15) -> None:
+        with anyio.move_on_after(seconds):
+            while not await condition():
+                await anyio.sleep(0.03)
+            return
+        raise AssertionError(f"waited {seconds:g} s for {what}; the dispatcher's log:\n{self.log.read_text()[-6000:]}")
+
+
+@asynccontextmanager
+async def running_system(
+    plane: ControlPlane, cluster: Cluster, namespace: str, directory: Path
+) -> AsyncIterator[System]:
+    async with (
+        running_broker(directory / "nats", has_streams=False) as broker,
+        open_connection(broker.config("admin")) as connection,
+    ):
+        system = System(plane, cluster, connection, broker, namespace, directory)
+        try:
+            await system.start()
+            yield system
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(30):
+                await _remove_functions(system)
+            assert system._process is not None
+            if system._process.poll() is None:
+                system.stop()
+
+
+async def _remove_functions(system: System) -> None:
+    names = [item["metadata"]["name"] for item in (await system.cluster.list(FUNCTIONS, system.namespace))["items"]]
+    if names and system._process is not None and system._process.poll() is not None:
+        system.launch()
+    for name in names:
+        with suppress(NotFound):
+            await system.cluster.delete(FUNCTIONS, name, system.namespace)
+    while (await system.cluster.list(FUNCTIONS, system.namespace))["items"]:
+        await anyio.sleep(0.05)
+
+
+@pytest.fixture
+async def system(installed: ControlPlane, cluster: Cluster, namespace: str, tmp_path: Path) -> AsyncIterator[System]:
+    async with running_system(installed, cluster, namespace, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def node(system: System) -> AsyncIterator[StandInNode]:
+    async with running_node(system.cluster, system.node_name, system.directory / "node") as running:
+        yield running
+
+
+async def test_the_first_event_makes_a_pod_that_a_kubelet_can_run(system: System) -> None:
+    await system.deploy("hello", ECHO, delivery={"timeout": "40s"})
+    assert await system.pods("hello") == []
+
+    await system.publish("hello")
+    (pod,) = await system.wait_pods("hello", 1)
+
+    function = await system.function("hello")
+    assert pod["metadata"]["name"] == f"hello-{function['metadata']['uid'][:8]}-0"
+    assert pod["metadata"]["labels"]["nodeless.dev/version"] == function["status"]["version"]
+    assert pod["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "nodeless"
+    (owner,) = pod["metadata"]["ownerReferences"]
+    assert (owner["kind"], owner["uid"], owner["controller"]) == ("Function", function["metadata"]["uid"], True)
+    woken = datetime.fromisoformat(pod["metadata"]["annotations"][WOKEN_ANNOTATION])
+    assert woken.tzinfo is not None
+    assert pod["spec"]["restartPolicy"] == "Never"
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 45
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    environment = {each["name"]: each for each in pod["spec"]["containers"][0]["env"]}
+    assert json.loads(environment["NODELESS_ASSIGNMENT"]["value"])["handler"] == "app:handle"
+    reference = environment["NODELESS_NATS_CREDENTIALS"]["valueFrom"]["secretKeyRef"]
+    secret = await system.cluster.get(SECRETS, reference["name"], system.namespace)
+    assert reference["key"] in secret["data"]
+
+
+async def test_a_function_wakes_handles_its_event_and_sleeps_again(system: System, node: StandInNode) -> None:
+    await system.deploy("echo", ECHO)
+
+    await system.publish("echo", b"1")
+    await system.wait_results("echo", 1)
+    await system.wait_pods("echo", 0)
+    await system.publish("echo", b"2")
+    await system.wait_results("echo", 2)
+    await system.wait_pods("echo", 0)
+
+    await system.wait_settled("echo")
+    await system.condition("echo", "Ready", "True", "Asleep")
+    assert len(node.started) == 2
+    logs = [path.read_text() for path in (system.directory / "node").glob("*/log")]
+    assert all("SIGTERM received" in log for log in logs)
+    events = (await system.cluster.list(EVENTS, system.namespace))["items"]
+    assert {"Subscribed", "ScaledUp", "ScaledDown"} <= {event["reason"] for event in events}
+
+
+async def test_a_backlog_makes_more_workers_up_to_the_ceiling_and_none_beyond(
+    system: System, node: StandInNode
+) -> None:
+    await system.deploy("slow", SLOW, scaling={"max": 3, "concurrency": 2})
+
+    await system.publish("slow", b"0.3", count=24)
+    await system.wait_pods("slow", 3)
+    seen = 0
+    with anyio.fail_after(30):
+        while await system.results("slow") < 24:
+            seen = max(seen, len(await system.pods("slow")))
+            await anyio.sleep(0.05)
+    await system.wait_pods("slow", 0)
+
+    assert seen == 3
+    assert (await system.state("slow")).redelivered == 0
+    await system.wait_settled("slow")
+
+
+async def test_a_deleted_function_leaves_nothing_behind(system: System, node: StandInNode) -> None:
+    await system.deploy("gone", SLOW, scaling={"min": 2})
+    await system.wait_pods("gone", 2)
+    await system.publish("gone", b"0.5")
+    await system.wait_in_flight("gone", 1)
+
+    await system.cluster.delete(FUNCTIONS, "gone", system.namespace)
+
+    async def is_gone() -> bool:
+        with suppress(NotFound):
+            await system.function("gone")
+            return False
+        return True
+
+    await system.wait(is_gone, "the function to be gone", 20)
+    assert await system.pods("gone") == []
+    with pytest.raises(NotOnBroker):
+        await system.state("gone")
+    assert await system.results("gone") == 1
+
+    async def is_secret_gone() -> bool:
+        with suppress(NotFound):
+            await system.cluster.get(SECRETS, "gone-bus", system.namespace)
+            return False
+        return True
+
+    # The garbage collector learns of a new kind within half a minute.
+    await system.wait(is_secret_gone, "the Secret to be collected", 60)
+
+
+async def test_a_redeployment_replaces_workers_one_by_one(system: System, node: StandInNode) -> None:
+    await system.deploy("twice", ECHO, scaling={"min": 2})
+    before = {pod["metadata"]["uid"] for pod in await system.wait_pods("twice", 2)}
+    await system.condition("twice", "Ready", "True", "Serving")
+
+    await system.deploy("twice", SLOW, scaling={"min": 2})
+
+    async def are_replaced() -> bool:
+        pods = await system.pods("twice")
+        return len(pods) == 2 and not before & {pod["metadata"]["uid"] for pod in pods}
+
+    await system.wait(are_replaced, "other workers")
+    await system.publish("twice", b"0")
+    await system.wait_results("twice", 1)
+
+
+async def test_an_unusable_handler_is_told_its_events_wait_and_a_redeployment_mends_it(
+    system: System, node: StandInNode
+) -> None:
+    await system.deploy("broken", BROKEN)
+
+    await system.publish("broken", b"0")
+    condition = await system.condition("broken", "Ready", "False", "HandlerUnusable")
+    await anyio.sleep(4.5)
+
+    assert "No module named 'a_module_that_is_not_there'" in condition["message"]
+    # The first start, and one after 1 s and after 2 s more: no loop.
+    assert 2 <= len(node.started) <= 3
+    assert (await system.state("broken")).pending == 1
+    (exhibit,) = await system.pods("broken")
+    assert exhibit["status"]["phase"] == "Failed"
+    await system.condition("broken", "Scaling", "False", "BackingOff")
+
+    await system.deploy("broken", ECHO)
+    await system.wait_results("broken", 1)
+    await system.condition("broken", "Ready", "True")
+
+
+async def test_events_stored_while_the_dispatcher_is_dead_are_found_when_it_is_back(
+    system: System, node: StandInNode
+) -> None:
+    await system.deploy("late", ECHO)
+    system.kill()
+
+    await system.publish("late", b"x", count=5)
+    await anyio.sleep(0.5)
+    assert await system.pods("late") == []
+    await system.start()
+
+    await system.wait_results("late", 5, 10)
+
+
+async def test_workers_go_on_while_the_dispatcher_is_dead_and_are_known_again(
+    system: System, node: StandInNode
+) -> None:
+    await system.deploy("steady", SLOW, scaling={"idle": "8s"})
+    await system.publish("steady", b"0")
+    await system.wait_results("steady", 1)
+    system.kill()
+
+    await system.publish("steady", b"0.1", count=20)
+    await system.wait_results("steady", 21)
+    await system.start()
+    await system.condition("steady", "Ready", "True", "Serving")
+    await system.wait_pods("steady", 0, 20)
+
+    assert len(node.started) == 1
+
+
+async def test_an_event_in_flight_at_a_dead_worker_starts_another(system: System, node: StandInNode) -> None:
+    await system.deploy("dies", SLOW, scaling={"concurrency": 1})
+    await system.publish("dies", b"3")
+    (pod,) = await system.wait_pods("dies", 1)
+
+    await system.wait_in_flight("dies", 1)
+    node.kill(pod["metadata"]["name"])
+
+    await system.wait_results("dies", 1, 25)
+    await system.wait_settled("dies")
+    assert len(node.started) == 2
+
+
+async def test_an_orphaned_event_is_found_after_a_restart(system: System, node: StandInNode) -> None:
+    await system.deploy("orphan", SLOW, scaling={"concurrency": 1})
+    await system.publish("orphan", b"2")
+    (pod,) = await system.wait_pods("orphan", 1)
+
+    await system.wait_in_flight("orphan", 1)
+    system.kill()
+    node.kill(pod["metadata"]["name"])
+    await anyio.sleep(0.2)
+    await system.cluster.delete(PODS, pod["metadata"]["name"], system.namespace, grace_s=0)
+    await system.start()
+
+    await system.wait_results("orphan", 1, 25)
+
+
+async def test_a_retry_that_is_due_later_keeps_no_worker_and_wakes_the_function_when_due(
+    system: System, node: StandInNode
+) -> None:
+    await system.deploy("retry", FAILS_ONCE)
+    marker = system.directory / "marker"
+
+    await system.publish("retry", str(marker).encode())
+    await system.wait_pods("retry", 1)
+    await system.wait_pods("retry", 0, 5)
+    assert marker.exists()
+    assert (await system.state("retry")).ack_pending == 1
+    function = await system.function("retry")
+    await system.wait_results("retry", 1, 12)
+
+    assert function["status"]["inFlight"] == 1
+    assert len(node.started) == 2
+
+
+async def test_a_broker_that_restarts_loses_no_function_and_no_signal(system: System, node: StandInNode) -> None:
+    await system.deploy("again", ECHO)
+    await system.publish("again", b"1")
+    await system.wait_results("again", 1)
+    await system.wait_pods("again", 0)
+
+    await system.broker.restart()
+    await system.connection.wait_connected(10)
+    await system.publish("again", b"2")
+    await system.wait_results("again", 2)
+    assert await system.is_ready()
+
+
+async def test_dead_letters_are_counted(system: System, node: StandInNode) -> None:
+    await system.deploy("fails", "def handle(event):\n    raise ValueError('no')\n", delivery={"attempts": 1})
+
+    await system.publish("fails", count=2)
+
+    async def are_counted() -> bool:
+        return bool((await system.function("fails"))["status"]["dead"] == 2)
+
+    await system.wait(are_counted, "two dead letters in the status")
+    assert await message_count(system.connection, "DEAD", f"dead.{system.namespace}.fails") == 2
+
+
+async def test_a_pod_that_the_api_server_refuses_is_told(system: System) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    await system.cluster.call("POST", f"/api/v1/namespaces/{system.namespace}/resourcequotas", body=quota)
+    await anyio.sleep(0.5)
+    await system.deploy("refused", ECHO)
+
+    await system.publish("refused")
+
+    condition = await system.condition("refused", "Ready", "False", "PodsRefused")
+    assert "quota" in condition["message"]
+
+
+async def test_a_pod_without_a_node_is_told(system: System) -> None:
+    await system.deploy("nowhere", ECHO)
+
+    await system.publish("nowhere")
+
+    condition = await system.condition("nowhere", "Scaling", "False", "Unschedulable")
+    assert "available" in condition["message"]
+
+
+async def test_an_object_that_cannot_work_is_told_mended_and_deleted(system: System, node: StandInNode) -> None:
+    # 600 characters are within the schema's bound, and their 1,200 bytes are not within the broker's.
+    await system.deploy("odd", ECHO, subject="events." + "ü" * 600, is_awaited=False)
+    condition = await system.condition("odd", "Subscribed", "False", "InvalidSpec")
+    assert "longer than 1024 bytes" in condition["message"]
+
+    await system.deploy("odd", ECHO)
+    await system.publish("odd")
+    await system.wait_results("odd", 1)
+    await system.deploy("odd", ECHO, subject="events." + "ü" * 600, is_awaited=False)
+    await system.condition("odd", "Ready", "False", "InvalidSpec")
+    await system.cluster.delete(FUNCTIONS, "odd", system.namespace)
+
+    async def is_gone() -> bool:
+        return not (await system.cluster.list(FUNCTIONS, system.namespace))["items"]
+
+    await system.wait(is_gone, "the function to be gone")
+
+
+async def test_kubectl_describes_what_was_decided_and_why(
+    system: System, node: StandInNode, installed: ControlPlane
+) -> None:
+    await system.deploy("told", BROKEN)
+    await system.publish("told")
+    await system.condition("told", "Ready", "False", "HandlerUnusable")
+    await anyio.sleep(0.3)
+
+    described = subprocess.run(
+        ["kubectl", "--kubeconfig", installed.kubeconfig, "-n", system.namespace, "describe", "function", "told"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+    assert "Subscribed" in described
+    assert "0 -> 1 workers: an event was stored" in described
+    assert "app cannot be imported: ModuleNotFoundError" in described
+
+
+async def test_a_changed_subject_moves_the_subscription_of_a_sleeping_function(
+    system: System, node: StandInNode
+) -> None:
+    await system.deploy("moves", ECHO)
+    await system.deploy("moves", ECHO, subject=f"events.{system.namespace}.elsewhere")
+
+    await system.publish("moves", b"to nobody")
+    await system.publish("elsewhere", b"to it")
+    await system.wait_results("moves", 1, 5)
+    await system.wait_settled("moves")
+    assert await system.results("moves") == 1
+
+
+async def test_the_api_server_may_be_away_for_a_while(system: System, node: StandInNode, plane: ControlPlane) -> None:
+    """The watch breaks, requests fail, and what came meanwhile is done afterwards."""
+    await system.deploy("patient", ECHO)
+    pid = int(subprocess.check_output(["pgrep", "-f", f"apiserver.*--secure-port={plane.ports.api_server}"]).split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await system.publish("patient")
+        await anyio.sleep(2)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    await system.wait_results("patient", 1)
+
+
+async def test_the_dispatcher_stops_when_asked(system: System) -> None:
+    assert system.stop() == 0
+
+
+async def test_from_the_signal_to_the_stored_pod_takes_milliseconds(
+    system: System, record_property: Callable[[str, object], None]
+) -> None:
+    names = [f"fast-{number}" for number in range(20)]
+    for name in names:
+        await system.deploy(name, ECHO)
+    await anyio.sleep(1)
+    for name in names:
+        await system.publish(name)
+        await system.wait_pods(name, 1)
+        await anyio.sleep(0.1)
+
+    made = [line for line in system.log.read_text().splitlines() if "took_ms=" in line]
+    took_ms = [float(line.split("took_ms=")[1].split()[0]) for line in made]
+    assert len(took_ms) == 20
+    record_property("signal_to_pod_ms", statistics.median(took_ms))
+    print(f"signal to pod stored: median {statistics.median(took_ms):.1f} ms, most {max(took_ms):.1f} ms")
+    assert statistics.median(took_ms) < 100
