@@ -42,11 +42,11 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a command as a user would, show it, and return what it printed; raise `DemonstrationError` if it fails."""
     words = [str(word) for word in command]
     shown = " ".join(word.replace(str(ROOT) + "/", "") for word in words)
-    console.print(f"[bold]$ {shown}[/bold]")
+    console.print(f"[bold]$ {shown}[/bold]", soft_wrap=True)
     done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     output = (done.stdout + done.stderr).strip()
     if output:
-        console.print("  " + output.replace("\n", "\n  "), markup=False, style="dim")
+        console.print("  " + output.replace("\n", "\n  "), markup=False, style="dim", soft_wrap=True)
     if done.returncode:
         raise DemonstrationError(f"{words[0]} ended with status {done.returncode}")
     return done.stdout
@@ -151,7 +151,7 @@ def print_around(home: Path, clone: Path) -> None:
     console.print(
         f"""
 The system goes on running. To look around:
-  export KUBECONFIG={home}/kubeconfig NODELESS_HOME={home}
+  export PATH={ROOT}/.venv/bin:$PATH KUBECONFIG={home}/kubeconfig NODELESS_HOME={home}
   kubectl get functions,pods,nodes -o wide
   kubectl describe function {FUNCTION}
   nodeless status
@@ -180,7 +180,7 @@ def main() -> int:
         nodeless(home, "up", "--detach")
         nodeless(home, "deploy", ROOT / "examples" / FUNCTION)
         clone = make_repository(home, directory)
-        console.print(f"[bold]$ git -C {clone} push origin main[/bold]")
+        console.print(f"[bold]$ git -C {clone} push origin main[/bold]", soft_wrap=True)
         target = Target.of_home(home)
         timeline, result, _ = asyncio.run(push_and_watch(target, clone))
         print_timeline(timeline)
