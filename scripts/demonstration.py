@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 import msgspec
-from nodeless.cli.target import Target
 from rich.console import Console
 from rich.table import Table
 
@@ -24,6 +23,7 @@ from bus.jetstream.connection import StoredMessage
 from bus.jetstream.reading import read
 from bus.jetstream.topology import consumer_state
 from nodeless.cli.events import lower_headers
+from nodeless.cli.target import Target
 from scripts.observe import Observer, epoch_s, observe
 
 ROOT = Path(__file__).resolve().parent.parent
