@@ -197,8 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in IMPORTED_LATER:
-        with suppress(ImportError):
-            __import__(name)
+        __import__(name)
     parent = Parent(socket.socket(fileno=options.listen))
     # What is here now is shared with all workers for good: a collection in a child must not touch, and so copy, it.
     gc.collect()
