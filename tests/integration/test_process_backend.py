@@ -328,6 +328,7 @@ async def test_workers_live_on_when_the_parent_is_killed_and_their_ends_are_know
         await backend.start(waiting("lives"))
         parent = processes(state)["prefork"]
 
+        await recorded_pid(state, "before")
         os.kill(parent, signal.SIGKILL)
         await backend.start(waiting("after"))
         os.kill(pid_of(seen(backend, "before")), signal.SIGUSR1)
@@ -544,6 +545,7 @@ async def test_forgetting_pods_does_not_disturb_the_collecting_of_others(
     async with ProcessBackend(state) as backend:
         for number in range(20):
             await backend.start(waiting(f"u{number}"))
+            await recorded_pid(state, f"u{number}")
         reaper = processes(state)["reaper"]
         os.kill(processes(state)["prefork"], signal.SIGKILL)  # from now on the reaper looks for whose process it was
 
