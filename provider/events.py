@@ -27,6 +27,8 @@ WAITING_MAX = 2000
 KNOWN_MAX = 2000
 """Events of which the count is remembered."""
 WRITERS = 4
+CALM_S = 0.25
+"""An Event is written this long after it happened: what it tells of, a start above all, has the machine first."""
 MESSAGE_CHARACTERS_MAX = 1024
 """The API server's own bound."""
 COMPONENT = "nodeless-node"
@@ -115,19 +117,20 @@ class Recorder:
     def __init__(self, cluster: Cluster, node: str) -> None:
         self._cluster, self._node = cluster, node
         self._known: OrderedDict[str, int] = OrderedDict()
-        self._send, self._receive = anyio.create_memory_object_stream[Note](WAITING_MAX)
+        self._send, self._receive = anyio.create_memory_object_stream[tuple[float, Note]](WAITING_MAX)
         self.dropped = 0
 
     def tell(self, note: Note) -> None:
         """Have `note` written when there is time. Never waits."""
         try:
-            self._send.send_nowait(note)
+            self._send.send_nowait((anyio.current_time() + CALM_S, note))
         except anyio.WouldBlock:
             self.dropped += 1
             log.warning("event dropped: too many wait", extra={"reason": note.reason, "dropped": self.dropped})
 
     async def _run(self) -> None:
-        async for note in self._receive:
+        async for due_s, note in self._receive:
+            await anyio.sleep_until(due_s)
             try:
                 await self._write(note)
             except ClusterError as error:

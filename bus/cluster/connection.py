@@ -251,14 +251,20 @@ class Cluster:
 
     async def lines(self, path: str, query: Mapping[str, str] | None = None) -> AsyncGenerator[str, None]:
         """Yield the lines of a long answer, without their ends, as they come."""
-        rest = b""
         async with self.stream(path, query or {}, silent_s=None) as chunks:
-            async for chunk in chunks:
-                *complete, rest = (rest + chunk).split(b"\n")
-                for line in complete:
-                    yield line.decode(errors="replace")
-        if rest:
-            yield rest.decode(errors="replace")
+            async for line in lines_of(chunks):
+                yield line.decode(errors="replace")
+
+
+async def lines_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the lines of what comes in parts, without their ends; the last one may have none."""
+    rest = b""
+    async for chunk in chunks:
+        *complete, rest = (rest + chunk).split(b"\n")
+        for line in complete:
+            yield line
+    if rest:
+        yield rest
 
 
 def _error(operation: str, status: int, content: bytes) -> ClusterError:

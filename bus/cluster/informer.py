@@ -22,7 +22,7 @@ import anyio
 import msgspec
 from msgspec import Struct
 
-from bus.cluster.connection import Cluster
+from bus.cluster.connection import Cluster, lines_of
 from bus.cluster.errors import ClusterError, ClusterUnavailable, Expired, error_of
 from bus.cluster.resources import Resource
 
@@ -130,14 +130,11 @@ class Informer:
         if self._field_selector:
             query["fieldSelector"] = self._field_selector
         path = self._resource.path(self._namespace)
-        rest = b""
         async with self._cluster.stream(path, query, silent_s=timeout_s + SILENT_AFTER_S) as chunks:
-            async for chunk in chunks:
+            async for line in lines_of(chunks):
                 self._retry_s = RETRY_FIRST_S
-                *complete, rest = (rest + chunk).split(b"\n")
-                for line in complete:
-                    if line:
-                        self._on_line(_lines.decode(line))
+                if line:
+                    self._on_line(_lines.decode(line))
 
     def _on_line(self, line: _Line) -> None:
         if line.type == "ERROR":

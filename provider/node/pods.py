@@ -35,7 +35,7 @@ from provider.core.status import Knowledge, Place, Waiting, changes, status_of, 
 from provider.core.support import notices_of, refusal_of
 from provider.errors import BackendUnavailable, CapacityExceeded, PodNotFound, PodRejected
 from provider.events import Recorder
-from provider.node.inputs import fetch
+from provider.node.inputs import Inputs, open_inputs
 from provider.node.lanes import Lanes
 from provider.node.record import Record
 
@@ -84,6 +84,7 @@ class Pods:
         self._orphans: dict[str, PodObservation] = {}
         self._starting = anyio.CapacityLimiter(STARTS_AT_ONCE)
         self._writing = anyio.CapacityLimiter(WRITES_AT_ONCE)
+        self._inputs: Inputs
         self._lanes: Lanes
         self._informer: Informer
 
@@ -197,7 +198,7 @@ class Pods:
             self._backend.check(launch_of(pod, {}, restarts))
             facts = Facts(pod=pod, address=self._place.address, allocatable=self._allocatable)
             async with self._starting:
-                objects = await fetch(self._cluster, namespace, sources_of(spec["containers"]))
+                objects = await self._inputs.fetch(namespace, sources_of(spec["containers"]))
                 environments = {each["name"]: environment_of(each, objects, facts) for each in spec["containers"]}
                 current = self._view(uid)
                 if current is None or current.pod is None or current.desired is not Desired.RUN:
@@ -367,7 +368,7 @@ async def open_pods(
     """Keep this node's pods as the API wants them, until the block is left; then they run on without us."""
     pods = Pods(cluster, backend, recorder, place=place, allocatable=allocatable)
     pods._orphans = {observation.uid: observation for observation in backend.pods()}
-    async with anyio.create_task_group() as group:
+    async with open_inputs(cluster) as pods._inputs, anyio.create_task_group() as group:
         pods._lanes = Lanes(group, pods._reconcile)
         selector = f"spec.nodeName={node}"
         async with open_informer(cluster, PODS, field_selector=selector, on_change=pods._on_change) as informer:
