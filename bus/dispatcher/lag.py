@@ -47,6 +47,9 @@ class Lag:
             # It rode on a delivery that came since the last report: it is news.
             self._pending = report.pending
 
+    def on_reconnect(self) -> None:
+        self._retries.forget()
+
     async def read(self, connection: Connection, workers: tuple[Worker, ...]) -> None:
         """Ask the broker, and for the records of retries if somebody waits for one. Raises `NotFound` where the consumer
         is gone.

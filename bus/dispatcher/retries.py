@@ -33,6 +33,11 @@ class Retries:
                 else:
                     self._due.pop(sequence, None)
 
+    def forget(self) -> None:
+        """Read from the beginning next time: the broker may have lost its store, and counts anew."""
+        self._next = 1
+        self._due.clear()
+
     def due_s(self, epoch_s: float, now_s: float) -> dict[int, float]:
         """Return the due times by event sequence, on the clock that shows `now_s` at `epoch_s`."""
         return {sequence: due - epoch_s + now_s for sequence, due in self._due.items()}

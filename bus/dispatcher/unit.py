@@ -148,6 +148,7 @@ class FunctionUnit:
         """The broker was away: it may have lost its memory, and we what it said."""
         self._tracker.on_reconnect(anyio.current_time())
         self._subscription.doubt()
+        self._lag.on_reconnect()
         self.request_check()
 
     def request_check(self) -> None:
