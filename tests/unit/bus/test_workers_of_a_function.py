@@ -1,7 +1,7 @@
 """Worker pods as they are made, watched and told about."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from msgspec.structs import replace
@@ -92,11 +92,11 @@ def exited(code: int, message: str = "") -> dict[str, Any]:
     return seen("Failed", containerStatuses=[{"state": {"terminated": terminated}}])
 
 
-def said(*, handled: int = 0, held: int = 0, state: str = "running") -> WorkerReport:
+def said(*, handled: int = 0, held: int = 0, state: Literal["running", "fenced"] = "running") -> WorkerReport:
     return WorkerReport(
         worker="u1", pod="p", version="v1", state=state, concurrency=1, busy=0, held=held, pending=0, service_s=0.0,
         handled=handled, failed=0, idle_s=0.0,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def only(tracker: WorkerTracker, now_s: float) -> Worker:
