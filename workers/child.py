@@ -1,5 +1,8 @@
 """From the fork to `workers.runtime.main`: what makes a copy of the parent a worker of its own.
 
+A child is forked for a container, or ahead of time as a *spare*: one that has rehearsed and waits to be told which
+container it is (`workers.rehearsal`). Blank until then, it knows nobody's secrets.
+
 The order matters. The record is written before anything of the pod runs, and a record that cannot be written means
 that nothing runs. The launch, with the pod's secrets, is read here for the first time.
 """
@@ -8,6 +11,7 @@ import gc
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -24,11 +28,15 @@ from workers.core.forking import (
     Launch,
     ProcessRecord,
     decode_launch,
+    decode_part,
     memory_limit,
     start_ticks_of,
 )
 from workers.output import flush_output
+from workers.rehearsal import rehearse
 from workers.runtime import main
+
+PART_BYTES_MAX = 16 * 1024
 
 
 def run_child(directory: Path, launch_fd: int, lock_fd: int, boot_id: str, started_ns: int) -> NoReturn:
@@ -38,7 +46,8 @@ def run_child(directory: Path, launch_fd: int, lock_fd: int, boot_id: str, start
     """
     status = 1
     try:
-        os.setsid()
+        if os.getsid(0) != os.getpid():
+            os.setsid()
         _use_log(directory)
         _close_others(launch_fd, lock_fd)
         record = ProcessRecord(
@@ -59,6 +68,25 @@ def run_child(directory: Path, launch_fd: int, lock_fd: int, boot_id: str, start
         traceback.print_exc()  # standard error is the pod's log by now
     finally:
         _end(directory, status & 0xFF)
+
+
+def run_spare(channel: socket.socket, boot_id: str) -> NoReturn:
+    """Rehearse, wait to be told which container this is, and be it; end when the parent does."""
+    try:
+        os.setsid()
+        _close_others(channel.fileno())
+        _reset_signals()
+        rehearse()
+        packet, descriptors, _, _ = socket.recv_fds(channel, PART_BYTES_MAX, 2)
+        if not packet or len(descriptors) != 2:
+            os._exit(0)
+        part = decode_part(packet)
+        launch_fd, lock_fd = descriptors
+        channel.close()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    run_child(Path(part.directory), launch_fd, lock_fd, boot_id, part.started_ns)
 
 
 def write_record(path: Path, record: ProcessRecord | ExitRecord) -> None:

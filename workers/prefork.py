@@ -3,6 +3,9 @@
 It is single-threaded, opens no connection and never sees a pod's secrets: a request names a directory and hands over
 a descriptor that only the child reads (`workers.core.forking`). It lives on standard input, a pipe: at its end the
 parent leaves, and its workers go on as orphans. What it tells about itself goes to standard error.
+
+While nothing is asked of it, one spare child is kept: forked ahead of time, rehearsed, and blank. The next request
+goes to it.
 """
 
 import argparse
@@ -19,40 +22,40 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-# nats-py takes aiohttp along where it is installed, for WebSockets alone: a third of the memory and half of the time of
-# all imports. A worker that speaks WebSocket is started cold; a function's own `import aiohttp` is not touched.
-_ABSENT = [name for name in ("aiohttp",) if name not in sys.modules]
-for _name in _ABSENT:
-    sys.modules[_name] = None  # type: ignore[assignment]
-
-from workers.child import run_child, write_record  # noqa: E402
-from workers.core.forking import (  # noqa: E402
+from workers.child import run_child, run_spare, write_record
+from workers.core.forking import (
     EXIT_RECORD,
     LOCK,
     PROCESS_RECORD,
     ForkReply,
     ForkRequest,
+    Part,
     decode_request,
     exit_of,
     start_ticks_of,
 )
 
-for _name in _ABSENT:
-    del sys.modules[_name]
-
 log = logging.getLogger("nodeless.prefork")
 
 OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 PACKET_BYTES_MAX = 16 * 1024
+SPARE_AFTER_S = 0.1
+"""A spare is made after so much quiet: many starts at once shall not wait for rehearsals."""
 
 # What a worker imports only when it gets there: connecting, looking a host up, reading credentials, unpacking, failing.
 IMPORTED_LATER = (
     "concurrent.futures.thread", "encodings.idna", "encodings.ascii", "gzip", "nkeys", "nacl.signing", "stringprep",
     "asyncio.staggered",
 )  # fmt: skip
+
+
+class Spare(NamedTuple):
+    pid: int
+    channel: socket.socket
 
 
 class Parent:
@@ -65,6 +68,7 @@ class Parent:
         self._connections: set[socket.socket] = set()
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._woken, self._waker = socket.socketpair()
+        self._spare: Spare | None = None
         self._is_leaving = False
 
     def serve(self) -> None:
@@ -78,7 +82,10 @@ class Parent:
         self._selector.register(self._woken, selectors.EVENT_READ, self._collect)
         self._selector.register(0, selectors.EVENT_READ, self._leave)
         while not self._is_leaving:
-            for key, _ in self._selector.select():
+            ready = self._selector.select(SPARE_AFTER_S if self._spare is None else None)
+            if not ready and self._spare is None:
+                self._fork_spare()
+            for key, _ in ready:
                 key.data()
 
     def _leave(self, *_: object) -> None:
@@ -134,9 +141,43 @@ class Parent:
                 return ForkReply(id=request.id, outcome="already")
             if (directory / PROCESS_RECORD).exists() or (directory / EXIT_RECORD).exists():
                 return ForkReply(id=request.id, outcome="already")
-            return self._fork(request, directory, launch_fd, lock_fd)
+            spared = self._give_part(request, directory, launch_fd, lock_fd)
+            return spared or self._fork(request, directory, launch_fd, lock_fd)
         finally:
             os.close(lock_fd)  # the child's copy holds the lock
+
+    def _give_part(self, request: ForkRequest, directory: Path, launch_fd: int, lock_fd: int) -> ForkReply | None:
+        """Have the spare be this container; None where there is no spare."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return None
+        started_ns = time.time_ns()
+        part = Part(directory=request.directory, started_ns=started_ns)
+        with spare.channel:
+            try:
+                socket.send_fds(spare.channel, [msgspec.json.encode(part)], [launch_fd, lock_fd])
+            except OSError as error:
+                log.warning("the spare is gone: %s", error)
+                return None
+        return self._started(request, directory, spare.pid, started_ns)
+
+    def _fork_spare(self) -> None:
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its:
+            signal.pthread_sigmask(signal.SIG_BLOCK, OURS)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    ours.close()
+                    self._close()
+                    run_spare(its, self._boot_id)
+            except OSError as error:
+                log.warning("no spare: %s", error)
+                ours.close()
+                return
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
+        self._spare = Spare(pid, ours)
 
     def _fork(self, request: ForkRequest, directory: Path, launch_fd: int, lock_fd: int) -> ForkReply:
         started_ns = time.time_ns()
@@ -152,6 +193,9 @@ class Parent:
             return ForkReply(id=request.id, outcome="refused", reason=reason)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, OURS)
+        return self._started(request, directory, pid, started_ns)
+
+    def _started(self, request: ForkRequest, directory: Path, pid: int, started_ns: int) -> ForkReply:
         self._children[pid] = directory
         # It is there, if only as a zombie: nobody else collects it.
         start_ticks = start_ticks_of(Path(f"/proc/{pid}/stat").read_text())
@@ -163,6 +207,8 @@ class Parent:
         self._selector.close()
         for one in (self._listener, self._woken, self._waker, *self._connections):
             one.close()
+        if self._spare is not None:
+            self._spare.channel.close()
 
     def _collect(self) -> None:
         """Write the status of each child that has ended, then let go of it: in this order, so that a parent that is
@@ -171,12 +217,15 @@ class Parent:
         with suppress(BlockingIOError):
             while self._woken.recv(4096):
                 pass
-        while self._children:
+        while self._children or self._spare:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if ended is None:
                 return
             pid = ended.si_pid
             directory = self._children.pop(pid, None)
+            if self._spare is not None and self._spare.pid == pid:
+                self._spare.channel.close()
+                self._spare = None
             if directory is not None:
                 record = exit_of(ended.si_code, ended.si_status, time.time_ns())
                 try:

@@ -23,6 +23,10 @@ def ready(system: System, function: str) -> dict[str, object]:
     return system.condition(function, "Ready")
 
 
+def wait_result(system: System, function: str, text: str) -> None:
+    eventually(lambda: system.nodeless("results", function), lambda printed: text in printed)
+
+
 def test_functions_pods_and_nodes_are_listed_wide(system: System) -> None:
     system.deploy(GREET.format(name="listed", idle="60s"))
     system.nodeless("publish", "greet.a", "world")
@@ -56,7 +60,7 @@ def test_logs_are_followed_while_the_worker_prints(system: System) -> None:
     try:
         assert following.stdout is not None
         system.nodeless("publish", "greet.b", "two")
-        lines = []
+        lines: list[str] = []
         while not any("hello two" in line for line in lines):
             line = following.stdout.readline()
             assert line, f"the log ended: {lines}"
@@ -143,7 +147,7 @@ def test_a_worker_goes_when_it_is_idle_and_comes_back_for_the_next_event(system:
     system.deploy(GREET.format(name="sleepy", idle="1s"))
     for number in range(3):
         system.nodeless("publish", "greet.sleepy", f"n{number}")
-        eventually(lambda: system.nodeless("results", "sleepy"), lambda text, number=number: f"N{number}" in text)
+        wait_result(system, "sleepy", f"N{number}")
         eventually(lambda: system.pods_of("sleepy"), lambda pods: not pods, timeout_s=45)
 
     assert system.nodeless("dead", "list", "sleepy").strip() == ""

@@ -83,6 +83,10 @@ class Parent:
         assert reply["id"] == self._ids
         return reply
 
+    def children(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
     def close(self) -> None:
         self.connection.close()
         assert self.process.stdin is not None
@@ -93,10 +97,13 @@ class Parent:
             self.process.kill()
 
 
-@pytest.fixture
-def parent(tmp_path: Path) -> Iterator[Parent]:
+@pytest.fixture(params=["forked", "spare"])
+def parent(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Parent]:
+    """A parent that forks for the first request, or that has a spare for it."""
     before = Path.cwd()
     opened = Parent(tmp_path)
+    if request.param == "spare":
+        wait_for(opened.children)
     yield opened
     opened.close()
     os.chdir(before)
@@ -210,3 +217,35 @@ def test_workers_outlive_a_parent_that_leaves(parent: Parent, silent_broker: str
     assert parent.process.wait(timeout=5) == 0
     assert is_there(pid)
     os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("parent", ["spare"], indirect=True)
+def test_the_spare_is_the_next_container_and_another_one_takes_its_place(parent: Parent, silent_broker: str) -> None:
+    (spare,) = parent.children()
+    container = parent.container("u1")
+
+    assert parent.ask(container, waiting_worker(silent_broker))["pid"] == spare
+    wait_for((container / "process.json").exists)
+    assert json.loads((container / "process.json").read_text())["pid"] == spare
+    assert len(wait_for(lambda: len(found := parent.children()) == 2 and found)) == 2
+
+
+@pytest.mark.parametrize("parent", ["spare"], indirect=True)
+def test_a_spare_that_was_killed_is_replaced_and_costs_no_start(parent: Parent, silent_broker: str) -> None:
+    (spare,) = parent.children()
+    os.kill(spare, signal.SIGKILL)
+    reply = parent.ask(parent.container("u1"), waiting_worker(silent_broker))
+
+    if reply["pid"] == spare:  # it had its part in hand when it died: its end is told like any other's
+        assert exit_of(parent.directory / "u1" / "main" / "0")["signal"] == signal.SIGKILL
+    assert parent.ask(parent.container("u2"), waiting_worker(silent_broker))["outcome"] == "started"
+    wait_for(lambda: spare not in parent.children())
+
+
+@pytest.mark.parametrize("parent", ["spare"], indirect=True)
+def test_a_spare_ends_with_its_parent(parent: Parent) -> None:
+    (spare,) = parent.children()
+    parent.process.kill()
+    parent.process.wait(timeout=5)
+
+    wait_for(lambda: not is_there(spare))

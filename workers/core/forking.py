@@ -37,6 +37,13 @@ class ForkReply(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why it was refused: nothing was started."""
 
 
+class Part(Struct, frozen=True, kw_only=True):
+    """What turns a spare child into one container's process; two descriptors come beside it: the launch, the lock."""
+
+    directory: str
+    started_ns: int
+
+
 class Launch(Struct, frozen=True, kw_only=True):
     """What the child alone reads, after the fork."""
 
@@ -66,11 +73,17 @@ class ExitRecord(Struct, frozen=True, kw_only=True):
 
 _requests = msgspec.json.Decoder(ForkRequest)
 _launches = msgspec.json.Decoder(Launch)
+_parts = msgspec.json.Decoder(Part)
 
 
 def decode_request(packet: bytes) -> ForkRequest:
     """Raise `msgspec.DecodeError` where the packet holds no request."""
     return _requests.decode(packet)
+
+
+def decode_part(packet: bytes) -> Part:
+    """Raise `msgspec.DecodeError` where the packet holds no part."""
+    return _parts.decode(packet)
 
 
 def decode_launch(data: bytes) -> Launch:
