@@ -1,4 +1,4 @@
-"""Write one function's status: on change only, conditions at once, numbers a few times a second at most."""
+"""Write one function's status: on change only, faults and subscriptions at once, numbers a few times a second at most."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 
 NUMBERS_S = 0.5
 """Shortest time between two writes that change no condition."""
-NUMBERS_TOGETHER_S = 0.1
+NUMBERS_TOGETHER_S = 0.2
+"""What changed is told this long after it did. The start of a worker has the machine first: at the API server, a status
+costs as much as a pod."""
 RETRY_S = 1.0
 
 
@@ -42,7 +44,7 @@ class StatusWriter:
         self._signal.set()
 
     def changed_somewhat(self) -> None:
-        """A number has changed: it may wait a moment for others."""
+        """Workers or numbers have changed: that may wait a moment for more of its kind."""
         self._signal.set_within(NUMBERS_TOGETHER_S)
 
     async def run(self) -> None:

@@ -126,7 +126,7 @@ class FunctionUnit:
             ended = self._tracker.on_pod(change.object, now_s, is_watched=True)
         if ended is not None:
             self._on_ended(ended, now_s)
-        self._status.changed()
+        self._status.changed_somewhat()
         self._signal.set()
 
     def on_report(self, report: WorkerReport) -> None:
@@ -296,7 +296,7 @@ class FunctionUnit:
             if self._serving() < serving:
                 self._shared.recorder.tell(self.metadata, events.scaled_down(serving, self._serving(), decision))
         if decision.changes_something or before is None or before.reason != decision.reason:
-            self._status.changed()
+            self._status.changed_somewhat()
 
     async def _create(self, function: Function, decision: Decision, serving: int) -> None:
         began_s = anyio.current_time()

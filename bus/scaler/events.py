@@ -61,6 +61,10 @@ def not_subscribed(reason: str, message: str) -> Told:
     return Told("Warning", reason, message)
 
 
+CALM_S = 0.25
+"""An Event is written this long after it happened: the pod that it tells of has the machine first."""
+
+
 class EventRecorder:
     """Use `open_recorder`."""
 
@@ -79,6 +83,7 @@ class EventRecorder:
         while True:
             await self._changed.wait()
             self._changed = anyio.Event()
+            await anyio.sleep(CALM_S)
             while self._waiting:
                 about, told, moment = self._waiting.popleft()
                 try:
