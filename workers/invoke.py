@@ -1,13 +1,14 @@
 """Run a handler once for one event, and say how it went.
 
 Coroutine functions run on the loop under a timeout. Others run in threads; a thread cannot be stopped, so one that
-overruns is abandoned, and its worker says that it has to be replaced.
+overruns is abandoned, and its worker says that it has to be replaced. So it does for a coroutine that goes on after it
+was cancelled.
 """
 
 import asyncio
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +20,8 @@ from bus.core.settlement import Ended
 from workers.errors import Reject, RetryLater
 
 TRACEBACK_CHARACTERS_MAX = 16 * 1024
+HEED_S = 5.0
+"""How long after its timeout a coroutine may take to leave. [seconds]"""
 
 
 class Call(Struct, frozen=True, kw_only=True):
@@ -42,14 +45,18 @@ class Invoker:
     def __init__(self, handler: Callable[..., Any], concurrency: int, timeout_s: float) -> None:
         self._handler = handler
         self._timeout_s = timeout_s
+        self.is_interrupted = False
+        """Set by who cancels calls: a cancellation that nobody asked for is the handler's own."""
+        self.on_unheeded: Callable[[], None] = lambda: None
+        """Called when a call goes on after it was cancelled."""
         # An object with `async def __call__` is a coroutine function by its method only.
         method = getattr(type(handler), "__call__", None)  # noqa: B004 - the method itself is wanted
         self._is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(method)
         self._threads = None if self._is_async else ThreadPoolExecutor(concurrency, thread_name_prefix="handler")
 
     async def call(self, event: Event) -> Call:
-        """Run the handler; never raises for what the handler does. Cancelling it is an interruption, which is
-        raised.
+        """Run the handler; never raises for what the handler does. Cancelling it, after `is_interrupted` was set, is an
+        interruption, which is raised.
         """
         try:
             value = await (self._on_loop(event) if self._is_async else self._in_thread(event))
@@ -60,20 +67,26 @@ class Invoker:
             return Call(ended="retry-later", error=f"RetryLater: {error}", after_s=error.after_s)
         except Reject as error:
             return Call(ended="rejected", error=f"Reject: {error}")
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:  # sys.exit in a handler is its failure, not the worker's end
+            if self.is_interrupted and isinstance(error, asyncio.CancelledError):
+                raise
             return Call(ended="failed", error=_one_line(error), traceback=_traceback(error))
 
     async def _on_loop(self, event: Event) -> object:
+        return await self._within_timeout(self._handler(event))
+
+    async def _within_timeout(self, awaitable: Awaitable[object]) -> object:
+        unheeded = asyncio.get_running_loop().call_later(self._timeout_s + HEED_S, self.on_unheeded)
         deadline = asyncio.timeout(self._timeout_s)
         try:
             async with deadline:
-                return await self._handler(event)
+                return await awaitable
         except TimeoutError as error:
             if deadline.expired():
                 raise _TimedOut(self._timeout_s) from error
             raise  # the handler's own
+        finally:
+            unheeded.cancel()
 
     async def _in_thread(self, event: Event) -> object:
         running = asyncio.get_running_loop().run_in_executor(self._threads, _contained, self._handler, event)
@@ -84,7 +97,7 @@ class Invoker:
         if error is not None:
             raise error
         if inspect.isawaitable(value):
-            return await asyncio.wait_for(_awaited(value), self._timeout_s)
+            return await self._within_timeout(value)
         return value
 
 
@@ -99,10 +112,6 @@ def _contained(handler: Callable[..., Any], event: Event) -> tuple[object, BaseE
         return handler(event), None
     except BaseException as error:
         return None, error
-
-
-async def _awaited(value: Any) -> object:
-    return await value
 
 
 def _succeeded(value: object) -> Call:

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,14 @@ def unpack(archive: bytes, bundles: Path, digest: str) -> Path:
             if not target.is_dir():
                 raise
         return target
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (
+        tarfile.TarError,
+        OSError,
+        EOFError,
+        zlib.error,
+        KeyError,
+        ValueError,
+    ) as error:  # `tarfile` lets all of them out
         raise FunctionUnusable(f"the bundle {digest} cannot be unpacked: {error}") from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)

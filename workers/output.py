@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 ENVIRONMENT_LOG = "NODELESS_LOG"
@@ -23,11 +24,13 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskN
 
 
 class LineStream(io.TextIOBase):
-    """A text stream that writes whole lines to a descriptor, each with its time and stream name."""
+    """A text stream that writes whole lines to a descriptor, each with its time and stream name. Each thread has lines
+    of its own: `print` writes a line in pieces, and handlers run beside each other.
+    """
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor, self._name = descriptor, name
-        self._rest = ""
+        self._rests: dict[int, str] = {}  # by thread: what was printed since the last end of line
         self._lock = threading.Lock()
         self.buffer = _Bytes(self)
 
@@ -45,27 +48,34 @@ class LineStream(io.TextIOBase):
         return False
 
     def write(self, text: str) -> int:
+        thread = threading.get_ident()
         with self._lock:
-            *lines, self._rest = (self._rest + text).split("\n")
-            if len(self._rest) > LINE_CHARACTERS_MAX:
-                lines.append(self._rest)
-                self._rest = ""
+            *lines, rest = (self._rests.pop(thread, "") + text).split("\n")
             for line in lines:
-                self._line(line)
+                self._line("F", self._parted(line))
+            if rest := self._parted(rest):
+                self._rests[thread] = rest
         return len(text)
+
+    def _parted(self, text: str) -> str:
+        """Write whole parts of a long line, and return what is left of it."""
+        start = 0
+        while len(text) - start > LINE_CHARACTERS_MAX:
+            self._line("P", text[start : start + LINE_CHARACTERS_MAX])
+            start += LINE_CHARACTERS_MAX
+        return text[start:]
 
     def close_line(self) -> None:
         """Write what was printed without an end of line; called when the worker leaves."""
         with self._lock:
-            if self._rest:
-                self._line(self._rest)
-                self._rest = ""
+            while self._rests:
+                self._line("F", self._rests.popitem()[1])
 
-    def _line(self, line: str) -> None:
+    def _line(self, tag: str, line: str) -> None:
         now_ns = time.time_ns()
         seconds, nanoseconds = divmod(now_ns, 1_000_000_000)
         stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanoseconds:09d}Z"
-        data = f"{stamp} {self._name} F {line}\n".encode(errors="replace")
+        data = f"{stamp} {self._name} {tag} {line}\n".encode(errors="replace")
         while data:
             data = data[os.write(self._descriptor, data) :]
 
@@ -105,8 +115,10 @@ def set_up_output(environment: Mapping[str, str]) -> None:
 
 
 def flush_output() -> None:
+    """Have everything printed by now in the log. What a handler did to its streams does not matter any more."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, LineStream):
-            stream.close_line()
-        else:
-            stream.flush()
+        with suppress(OSError, ValueError):
+            if isinstance(stream, LineStream):
+                stream.close_line()
+            else:
+                stream.flush()

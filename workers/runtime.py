@@ -1,8 +1,8 @@
 """One worker: from an environment to a handler that has seen its events, and an orderly leave.
 
-Tasks, all owned by `_serve`: resident coroutines, one for each slot, which take deliveries from a deque; one
-housekeeping tick that renews the leases of everything in hand; one reporter. nats-py's own tasks feed the deque.
-Nothing of this is made for each message.
+Tasks, all owned by `Worker.serve`: resident coroutines, one for each slot, which take deliveries from a deque; one
+housekeeping tick that renews the leases of everything in hand; one reporter. nats-py's own tasks feed the deque. For
+each message a slot makes one task, which is what an interruption ends.
 
     starting -> running -> (fenced: asks for no more, runs what it has, stays) -> stopping: SIGTERM, or replaced -> gone
 
@@ -17,7 +17,7 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class Worker:
         self.busy = 0
         self.stop_reason = ""
         self._invoker = invoker
+        invoker.on_unheeded = lambda: self.stop("a call goes on after its timeout; this worker has to be replaced")
         self._queue: deque[Held] = deque()
         self._work = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -98,6 +99,7 @@ class Worker:
                 await self._wait_stop([*slots, *others])
                 await self._leave(grace_s)
             finally:
+                self._invoker.is_interrupted = True
                 for task in (*slots, *others):
                     task.cancel()
                 await asyncio.wait([*slots, *others])
@@ -184,6 +186,9 @@ class Worker:
         except Lost as error:
             log.warning("delivery lost: %s", error, extra=_fields(held))
         except asyncio.CancelledError:
+            if held.finished_ns:  # its call had ended: what is on record by now is true, and its lease does the rest
+                log.warning("delivery left to its lease: leaving before it was settled", extra=_fields(held))
+                raise
             held.finished_ns = time.time_ns()
             await asyncio.shield(self._given_back(held, was_running=held.started_ns > 0))
             raise
@@ -281,6 +286,7 @@ class Worker:
                 await self._empty.wait()
         except TimeoutError:
             log.warning("calls interrupted after the grace period", extra={"calls": len(self._running)})
+            self._invoker.is_interrupted = True
             for task in list(self._running.values()):
                 task.cancel()
             if self._running:
@@ -349,7 +355,7 @@ def main(environment: Mapping[str, str]) -> int:
     except (KeyError, msgspec.DecodeError) as error:
         return _unusable(environment, f"this worker was given no assignment: {error}", "", 64)
     try:
-        asyncio.run(_serve(assignment, environment, started_ns))
+        _run(_serve(assignment, environment, started_ns))
         return 0
     except FunctionUnusable as error:
         return _unusable(environment, error.reason, error.details, EXIT_FUNCTION_UNUSABLE)
@@ -357,6 +363,15 @@ def main(environment: Mapping[str, str]) -> int:
         return _unusable(environment, str(error), "", 69)
     finally:
         flush_output()
+
+
+def _run(life: Coroutine[Any, Any, None]) -> None:
+    """What `asyncio.run` does, but for its end: it would wait for calls that do not heed their cancellation, for ever.
+    Whoever called us ends the process.
+    """
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.run_until_complete(life)
 
 
 def _unusable(environment: Mapping[str, str], reason: str, details: str, status: int) -> int:

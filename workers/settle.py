@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 TRY_S_MAX = 60.0
 """How long one step is tried while the broker is away; then the lease has long ended and the event comes again."""
 DEAD_HEADER = "Nodeless-Dead"
+RECORD_BYTES_MAX = 512 * 1024
+"""A longer history keeps the newest traceback alone: a broker takes 1 MiB. [bytes]"""
 
 T = TypeVar("T")
 
@@ -84,7 +86,11 @@ class Settler:
         records: tuple[Attempt, ...] = ()
         if message is not None:
             held.record_sequence = message.sequence
-            records = msgspec.json.decode(message.data, type=History).attempts
+            try:
+                records = msgspec.json.decode(message.data, type=History).attempts
+            except msgspec.DecodeError as error:
+                # Of another version, say. Without it the deliveries count as attempts, so it comes to an end.
+                log.warning("history unreadable: %s", error, extra={"subject": subject})
         held.history = full_history(records, held.delivery.count)
         held.is_history_read = True
 
@@ -142,7 +148,8 @@ class Settler:
         }
 
         async def store() -> None:
-            for cut in (letter, _without_tracebacks(letter)):
+            without = msgspec.structs.replace(letter, history=_without_tracebacks(letter.history))
+            for cut in (letter, without):
                 try:
                     await self._connection.store(
                         assignment.dead_subject,
@@ -179,7 +186,10 @@ class Settler:
 
     async def _record(self, held: Held, attempt: Attempt, due_s: float | None) -> None:
         due_at = rfc3339(time.time_ns() + int(due_s * 1e9)) if due_s is not None else ""
-        data = msgspec.json.encode(History(attempts=(*held.history, attempt), due_at=due_at))
+        whole = (*held.history, attempt)
+        data = msgspec.json.encode(History(attempts=whole, due_at=due_at))
+        if len(data) > RECORD_BYTES_MAX:
+            data = msgspec.json.encode(History(attempts=(*_without_tracebacks(whole[:-1]), attempt), due_at=due_at))
         subject = self._assignment.attempts_subject(held.delivery.sequence)
 
         async def store() -> None:
@@ -234,9 +244,8 @@ class Settler:
             wait_s = min(1.0, wait_s * 2)
 
 
-def _without_tracebacks(letter: DeadLetter) -> DeadLetter:
-    history = tuple(msgspec.structs.replace(attempt, traceback="") for attempt in letter.history)
-    return msgspec.structs.replace(letter, history=history)
+def _without_tracebacks(history: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
+    return tuple(msgspec.structs.replace(attempt, traceback="") for attempt in history)
 
 
 def _header(letter: DeadLetter) -> str:

@@ -45,12 +45,12 @@ async def test_results_are_stored_and_events_acknowledged(broker: Broker, tmp_pa
 
 async def test_a_synchronous_handler_runs_beside_others_in_threads(broker: Broker, tmp_path: Path) -> None:
     source = """
-import threading
+import sys, threading
 both = threading.Barrier(2, timeout=15)
 
 def handle(event):
     both.wait()  # passes only if two calls run at once
-    print("printed", event.id)
+    sys.stdout.write(f"printed {event.id}\\n")
 """
     async with function_on(broker, tmp_path, source) as function:
         worker = function.start_worker()
@@ -246,6 +246,103 @@ async def handle(event):
         assert status == 0
         assert len(await function.results()) == 3
         assert (await function.state()).ack_pending == 0
+
+
+async def test_a_coroutine_that_does_not_heed_its_timeout_has_its_worker_replaced(
+    broker: Broker, tmp_path: Path
+) -> None:
+    source = """
+import asyncio
+
+async def handle(event):
+    if event.id == "e1":
+        print("stubborn", flush=True)
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                pass
+    return event.id
+"""
+    policy = DeliveryPolicy(timeout_s=0.2, attempts=1)
+    async with function_on(broker, tmp_path, source, delivery=policy) as function:
+        worker = function.start_worker(grace_s=1)
+        await function.publish(2)
+        await worker.wait(timeout_s=25)
+        function.start_worker(name="the-next")
+        await function.wait_settled()
+        dead, results = await function.dead(), await function.results()
+
+    assert "a call goes on after its timeout" in worker.log
+    assert worker.process.returncode == 0
+    assert [letter.letter.reason for letter in dead] == ["worker-died"]
+    assert set(results) == {"e2"}
+
+
+async def test_a_handler_whose_own_cancellation_escapes_is_not_tried_without_end(
+    broker: Broker, tmp_path: Path
+) -> None:
+    source = """
+import asyncio
+
+async def handle(event):
+    raise asyncio.CancelledError
+"""
+    policy = DeliveryPolicy(attempts=2, backoff_initial_s=0.05, backoff_factor=1)
+    async with function_on(broker, tmp_path, source, delivery=policy) as function:
+        function.start_worker()
+        await function.publish(1)
+        await function.wait_settled()
+        dead = await function.dead()
+
+    assert [attempt.outcome for attempt in dead[0].letter.history] == ["failed", "failed"]
+
+
+async def test_a_history_that_cannot_be_read_does_not_hold_its_event_for_ever(broker: Broker, tmp_path: Path) -> None:
+    source = "async def handle(event):\n    raise ValueError('no')\n"
+    policy = DeliveryPolicy(attempts=2, backoff_initial_s=1, backoff_factor=1)
+    async with function_on(broker, tmp_path, source, delivery=policy) as function:
+        worker = function.start_worker()
+        await function.publish(1)
+        await worker.wait_log("call failed")
+        await asyncio.sleep(0.3)
+        await function.admin.store(function.assignment.attempts_subject(1), b'{"attempts":"of another version"}')
+        await function.wait_settled()
+        dead = await function.dead()
+
+    assert "history unreadable" in worker.log
+    assert len(dead) == 1
+
+
+async def test_a_loop_blocked_beyond_the_lease_doubles_no_result_and_takes_nobody_elses_delivery(
+    broker: Broker, tmp_path: Path
+) -> None:
+    marker = tmp_path / "blocked"
+    source = f"""
+import pathlib, time
+
+async def handle(event):
+    marker = pathlib.Path({str(marker)!r})
+    if event.id == "e1" and not marker.exists():
+        marker.touch()
+        time.sleep(9)
+        raise ValueError("told too late: nobody else's call may end by it")
+    return event.id
+"""
+    async with function_on(broker, tmp_path, source) as function:
+        blocked = function.start_worker()
+        await function.publish(1)
+        async with asyncio.timeout(10):
+            while not marker.exists():
+                await asyncio.sleep(0.02)
+        function.start_worker(name="the-other")
+        await blocked.wait_log("delivery lost")
+        await function.publish(5, first=2)
+        await function.wait_settled()
+        results, dead = await function.results(), await function.dead()
+
+    assert {id_: value for id_, (value, _) in results.items()} == {f"e{n}": b"e%d" % n for n in range(1, 7)}
+    assert dead == []
 
 
 async def test_a_call_interrupted_after_the_grace_period_costs_no_attempt(broker: Broker, tmp_path: Path) -> None:

@@ -104,3 +104,53 @@ async def test_control_flow_is_told_apart_from_failures() -> None:
 
     assert (await called(reject)).ended == "rejected"
     assert ((await called(later)).ended, (await called(later)).after_s) == ("retry-later", 7.5)
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_cancellation_that_nobody_asked_for_is_the_handlers_failure(is_async: bool) -> None:
+    async def on_loop(event: Event) -> None:
+        other = asyncio.ensure_future(asyncio.sleep(60))
+        other.cancel()
+        await other
+
+    def in_thread(event: Event) -> None:
+        raise asyncio.CancelledError
+
+    call = await called(on_loop if is_async else in_thread)
+
+    assert (call.ended, call.error) == ("failed", "asyncio.exceptions.CancelledError")
+
+
+async def test_a_handler_that_cancels_its_own_task_has_failed_and_harms_nobody_else() -> None:
+    async def handler(event: Event) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(60)
+
+    assert (await called(handler)).ended == "failed"
+    await asyncio.sleep(0)  # no cancellation is left over for whatever comes next in this task
+
+
+async def test_an_interruption_is_raised() -> None:
+    async def handler(event: Event) -> None:
+        await asyncio.sleep(60)
+
+    invoker = Invoker(handler, 1, 60)
+    calling = asyncio.ensure_future(invoker.call(EVENT))
+    await asyncio.sleep(0)
+    invoker.is_interrupted = True
+    calling.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+
+
+async def test_a_thread_that_returns_a_coroutine_has_it_run_under_the_timeout() -> None:
+    async def later() -> int:
+        await asyncio.sleep(60)
+        return 1
+
+    call = await called(lambda event: later(), timeout_s=0.05)
+
+    assert call.ended == "timed-out"
