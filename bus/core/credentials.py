@@ -74,9 +74,11 @@ def worker_permissions(assignment: Assignment) -> Permissions:
     return Permissions(
         publish=(
             f"$JS.API.CONSUMER.MSG.NEXT.{own}",
-            # Acknowledgements: the form without and with domain and account (nats-server 2.14, `js_ack_fc_v2`).
-            f"$JS.ACK.{own}.>",
-            f"$JS.ACK.*.*.{own}.>",
+            # Acknowledgements: the form without and with domain and account (nats-server 2.14, `js_ack_fc_v2`). The number
+            # of tokens tells them apart: with a bare `>`, the second would name other consumers in the first form too,
+            # and `+NXT` on such a subject takes their events.
+            f"$JS.ACK.{own}.*.*.*.*.*",
+            f"$JS.ACK.*.*.{own}.*.*.*.*.>",
             f"results.{name}.*",
             f"attempts.{name}.>",
             f"dead.{name}",
