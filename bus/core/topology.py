@@ -128,7 +128,8 @@ def stream_config(spec: StreamSpec, replicas: int) -> dict[str, Any]:
 
 # Settings that no server changes on an existing stream. Source: nats-server, stream update checks.
 _FIXED_STREAM_FIELDS = ("retention", "storage", "max_consumers")
-_FIXED_CONSUMER_FIELDS = ("deliver_policy", "ack_policy", "replay_policy", "durable_name")
+_FIXED_CONSUMER_FIELDS = ("ack_policy", "replay_policy", "durable_name")
+_START_FIELDS = ("deliver_policy", "opt_start_seq", "opt_start_time")
 
 
 def stream_changes(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +184,6 @@ def consumer_config(spec: ConsumerSpec) -> dict[str, Any]:
         "name": spec.name,
         "durable_name": spec.name,
         "description": f"function {spec.owner}",
-        "deliver_policy": "new",
         "ack_policy": "explicit",
         "replay_policy": "instant",
         "ack_wait": int(spec.lease_s * NANOSECONDS),
@@ -194,6 +194,24 @@ def consumer_config(spec: ConsumerSpec) -> dict[str, Any]:
         "metadata": {"nodeless.dev/function": spec.owner, "nodeless.dev/uid": spec.owner_uid},
         **filters,
     }
+
+
+def consumer_start(settled_to: int | None, last_sequence: int) -> dict[str, Any]:
+    """Return where a consumer that is made now begins.
+
+    `settled_to` is known where the function had one before and lost it: everything up to there in the stream was settled
+    then, and what came later may be handled twice but is not lost. A stream that has not come so far is another one, and
+    all of it came later.
+    """
+    if settled_to is None:
+        return {"deliver_policy": "new"}
+    start = settled_to + 1 if settled_to <= last_sequence else 1
+    return {"deliver_policy": "by_start_sequence", "opt_start_seq": start}
+
+
+def kept_start(observed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where an existing consumer began: an update has to repeat it."""
+    return {field: observed[field] for field in _START_FIELDS if field in observed}
 
 
 def consumer_changes(desired: Mapping[str, Any], observed: Mapping[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,15 @@ class _Answer(Struct, frozen=True):
 _answers = msgspec.json.Decoder(_Answer)
 
 
+class _Client(Client):
+    async def _process_pong(self) -> None:
+        # One answer belongs to each ping, in order. Where a flush was given up (its timeout, a cancelled caller), the
+        # library fails on the late answer and its reader ends, without a word and with the connection still up.
+        if self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
+
+
 class Connection:
     """Use `open_connection`."""
 
@@ -239,6 +248,8 @@ class Connection:
 
     async def flush(self, timeout_s: float = 2.0) -> None:
         """Return when the server has seen all that was sent before; raise `BrokerUnavailable` otherwise."""
+        if not self.is_connected:
+            raise BrokerUnavailable(self.url, self._last_error or "the connection is away and being made again")
         try:
             await self._client.flush(timeout=max(1, int(timeout_s)))
         except (nats.errors.Error, TimeoutError, OSError) as error:
@@ -369,7 +380,7 @@ async def open_connection(config: BusConfig) -> AsyncIterator[Connection]:
 
     Raises `BrokerUnavailable` if no server takes us within `config.connect_s`.
     """
-    client = Client()
+    client = _Client()
     connection = Connection(client, config)
     credentials = RawCredentials(config.credentials_text) if config.credentials_text else config.credentials
     refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()

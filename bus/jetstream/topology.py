@@ -9,6 +9,8 @@ from bus.core.topology import (
     StreamSpec,
     consumer_changes,
     consumer_config,
+    consumer_start,
+    kept_start,
     stream_changes,
     stream_config,
 )
@@ -60,20 +62,24 @@ async def _ensure_stream(connection: Connection, spec: StreamSpec, replicas: int
     return [f"stream {spec.name}: {field} set to {value!r}" for field, value in changes.items()]
 
 
-async def ensure_consumer(connection: Connection, spec: ConsumerSpec) -> list[str]:
-    """Create or change the consumer; return one line for each change. Raises as `ensure_streams`."""
+async def ensure_consumer(connection: Connection, spec: ConsumerSpec, *, settled_to: int | None = None) -> list[str]:
+    """Create or change the consumer; return one line for each change. Raises as `ensure_streams`.
+
+    `settled_to`: how far the function had come with a consumer that it had before; one that is made anew goes on there.
+    """
     desired = consumer_config(spec)
     try:
         observed = (await connection.api(f"CONSUMER.INFO.{spec.stream}.{spec.name}"))["config"]
     except NotFound:
-        observed = None
-    changes = consumer_changes(desired, observed) if observed is not None else {"it": "created"}
+        last = (await connection.api(f"STREAM.INFO.{spec.stream}"))["state"]["last_seq"]
+        action, start, changes = "create", consumer_start(settled_to, last), {"it": "created"}
+    else:
+        action, start, changes = "update", kept_start(observed), consumer_changes(desired, observed)
     if not changes:
         return []
     one_filter = desired.get("filter_subject")
     subject = f"CONSUMER.CREATE.{spec.stream}.{spec.name}" + (f".{one_filter}" if one_filter else "")
-    action = "create" if observed is None else "update"
-    await connection.api(subject, {"stream_name": spec.stream, "config": desired, "action": action})
+    await connection.api(subject, {"stream_name": spec.stream, "config": desired | start, "action": action})
     return [f"consumer {spec.name}: {field} set to {value!r}" for field, value in changes.items()]
 
 

@@ -256,6 +256,43 @@ async def test_a_deleted_consumer_is_told(connection: Connection) -> None:
     await delete_consumer(connection, "EVENTS", "billing-1")
 
 
+async def test_a_consumer_that_is_made_anew_goes_on_where_its_function_was(connection: Connection) -> None:
+    await ensure_consumer(connection, spec())
+    for number in range(4):
+        await connection.publish(event(number))
+    came = Deliveries()
+    async with open_pull(connection, "EVENTS", "billing-1", came, fail) as pull:
+        pull.want(2)
+        for delivery in (await came.wait_for(2))[:2]:
+            await pull.ack(delivery)
+    settled_to = (await consumer_state(connection, "EVENTS", "billing-1")).ack_floor_sequence
+    await delete_consumer(connection, "EVENTS", "billing-1")
+
+    assert await ensure_consumer(connection, spec(), settled_to=settled_to)
+    assert (await consumer_state(connection, "EVENTS", "billing-1")).pending == 2
+    assert await ensure_consumer(connection, spec(), settled_to=settled_to) == []
+    assert await ensure_consumer(connection, spec("billing-1", "events.orders.*"), settled_to=settled_to)
+
+    # The stream itself was lost too: what it has now came later than all that was settled.
+    await delete_consumer(connection, "EVENTS", "billing-1")
+    assert await ensure_consumer(connection, spec(), settled_to=1000)
+    assert (await consumer_state(connection, "EVENTS", "billing-1")).pending == 4
+
+
+async def test_a_flush_that_was_given_up_does_not_end_the_connection(broker: Broker, connection: Connection) -> None:
+    broker.signal(signal.SIGSTOP)
+    await asyncio.sleep(0.1)  # not all of its threads stop at once
+    with pytest.raises(BrokerUnavailable):
+        await connection.flush(1)
+    flushing = asyncio.ensure_future(connection.flush())
+    await asyncio.sleep(0.1)
+    flushing.cancel()
+    broker.signal(signal.SIGCONT)
+
+    await connection.flush(1)
+    assert (await connection.store("events.a", b"", timeout_s=1)).sequence == 1
+
+
 async def test_storing_while_the_broker_is_away_fails_in_bounded_time(broker: Broker, connection: Connection) -> None:
     broker.signal(signal.SIGSTOP)
     with pytest.raises(PublishUnconfirmed):
