@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 CROSS_CHECK_S = 15.0
 """How often each function's consumer is read whatever the signals say."""
 CROSS_CHECKS_PER_S_MAX = 50.0
+JITTER = (0.8, 1.2)
 RETRY_S = 1.0
 PODS_SYNCED_S = 60.0
 
@@ -44,6 +45,7 @@ class Dispatcher:
     def __init__(self, shared: Shared, replicas: int, group: TaskGroup) -> None:
         self._shared, self._replicas, self._group = shared, replicas, group
         self._units: dict[str, FunctionUnit] = {}  # by UID
+        self._check_due_s: dict[str, float] = {}  # the same
         self._by_key: dict[str, FunctionUnit] = {}  # the newest of that name
         self._pods: Informer | None = None
         self._functions: Informer | None = None
@@ -118,6 +120,7 @@ class Dispatcher:
         unit = FunctionUnit(self._shared, item)
         predecessor = self._by_key.get(unit.key)
         self._units[unit.uid] = self._by_key[unit.key] = unit
+        self._check_due_s[unit.uid] = _next_check_s()
         assert self._pods is not None
         for pod in self._pods.objects.values():
             if owner_uid(pod) == unit.uid:
@@ -129,6 +132,7 @@ class Dispatcher:
             await unit.run(predecessor)
         finally:
             self._units.pop(unit.uid, None)
+            self._check_due_s.pop(unit.uid, None)
             if self._by_key.get(unit.key) is unit:
                 del self._by_key[unit.key]
 
@@ -154,15 +158,21 @@ class Dispatcher:
     # -- from time to time
 
     async def _cross_check(self) -> None:
-        """Have each function's consumer read every `CROSS_CHECK_S`, one after another at an even pace."""
+        """Have each function's consumer read every `CROSS_CHECK_S`; a new function's too, and not all at once."""
         while True:
-            units = list(self._units.values())
-            pause_s = max(1 / CROSS_CHECKS_PER_S_MAX, CROSS_CHECK_S / max(1, len(units)))
-            if not units:
-                await anyio.sleep(pause_s)
-            for unit in units:
-                await anyio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
-                unit.request_check()
+            uid = min(self._check_due_s, key=self._check_due_s.__getitem__, default=None)
+            left_s = self._check_due_s[uid] - anyio.current_time() if uid is not None else CROSS_CHECK_S
+            if uid is None or left_s > 0:
+                # Whoever comes meanwhile is due no sooner than this.
+                await anyio.sleep(min(left_s, CROSS_CHECK_S * JITTER[0]))
+                continue
+            self._check_due_s[uid] = _next_check_s()
+            self._units[uid].request_check()
+            await anyio.sleep(1 / CROSS_CHECKS_PER_S_MAX)
+
+
+def _next_check_s() -> float:
+    return anyio.current_time() + CROSS_CHECK_S * random.uniform(*JITTER)  # noqa: S311 - jitter
 
 
 @asynccontextmanager

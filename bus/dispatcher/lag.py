@@ -28,11 +28,13 @@ class Woken(NamedTuple):
 
 
 class Lag:
-    def __init__(self, namespace: str, function: str, consumer: str) -> None:
+    def __init__(self, namespace: str, function: str, consumer: str, settled_to: int | None) -> None:
         self._consumer = consumer
+        self.settled_to = settled_to
+        """All events up to this sequence were settled when the broker was asked last; None before a first time ever."""
         self._retries = Retries(namespace, function, EVENTS)
         self._pending = 0
-        self._unsettled, self._held_then, self._settled_to = 0, 0, 0
+        self._unsettled, self._held_then = 0, 0
         self._read_s = 0.0
         self.woken: Woken | None = None
         """The first signal for which no worker has been made yet."""
@@ -60,7 +62,7 @@ class Lag:
         if state.ack_pending > held:
             await self._retries.read(connection, time.time())
         self._pending = state.pending
-        self._unsettled, self._held_then, self._settled_to = state.ack_pending, held, state.ack_floor_sequence
+        self._unsettled, self._held_then, self.settled_to = state.ack_pending, held, state.ack_floor_sequence
         self._read_s = now_s
 
     def demand_at(self, now_s: float, workers: tuple[Worker, ...], *, is_checked: bool = False) -> Demand:
@@ -70,7 +72,7 @@ class Lag:
             # Who holds more by now may hold what was orphaned: to count that twice would make one worker too many.
             held=max(self._held_then, held_by(workers, now_s)),
             due_s=self._retries.due_s(time.time(), now_s),
-            settled_to=self._settled_to,
+            settled_to=self.settled_to or 0,
             now_s=now_s,
             is_woken=self.woken is not None,
             is_checked=is_checked,

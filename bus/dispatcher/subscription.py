@@ -37,8 +37,11 @@ class Subscription:
         """The broker may have lost the consumer."""
         self._is_sure = False
 
-    async def ensure(self, function: Function, item: dict[str, Any]) -> bool:
-        """Make it all be there; say whether that changed the consumer. Raises `BusError` and `ClusterError`."""
+    async def ensure(self, function: Function, item: dict[str, Any], settled_to: int | None) -> bool:
+        """Make it all be there; say whether that changed the consumer. Raises `BusError` and `ClusterError`.
+
+        `settled_to`: how far the function had come, where a consumer of it was seen before.
+        """
         generation = function.metadata.generation
         try:
             await self._ensure_finalizer(item)
@@ -49,7 +52,7 @@ class Subscription:
                 owner=function.key,
                 owner_uid=function.metadata.uid,
             )
-            changes = await ensure_consumer(self._shared.connection, spec)
+            changes = await ensure_consumer(self._shared.connection, spec, settled_to=settled_to)
             await self._shared.scaler.ensure_credentials(function)
         except (StreamMismatch, Refused) as error:
             fault = ("ConsumerRefused", str(error))

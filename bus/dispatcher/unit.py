@@ -69,7 +69,8 @@ class FunctionUnit:
         self._tracker = WorkerTracker()
         self._hands = Hands(shared, self._tracker)
         self._subscription = Subscription(shared, metadata, consumer)
-        self._lag = Lag(metadata.namespace, metadata.name, consumer)
+        # What a dispatcher before us has written: the only memory of it where the consumer is gone.
+        self._lag = Lag(metadata.namespace, metadata.name, consumer, item.get("status", {}).get("settledTo"))
         self._function: Function | None = None
         self._policy = ScalingPolicy()
         self._version = ""
@@ -132,7 +133,8 @@ class FunctionUnit:
     def on_report(self, report: WorkerReport) -> None:
         now_s = anyio.current_time()
         before = self._tracker.on_report(report, now_s)
-        self._lag.on_report(before, report)
+        if self._tracker.pod(report.worker) is not None:  # else it may be of a predecessor of that name
+            self._lag.on_report(before, report)
         if before is not None and report.failed > before.failed and self._dead_due_s is None:
             self._dead_due_s = now_s + DEAD_COUNT_S
         if self._starts.failures and self._tracker.is_proven(self._starts.version, now_s):
@@ -250,7 +252,7 @@ class FunctionUnit:
 
     async def _set_up(self, function: Function) -> None:
         try:
-            has_changed = await self._subscription.ensure(function, self._item)
+            has_changed = await self._subscription.ensure(function, self._item, self._lag.settled_to)
         finally:
             self._status.changed()
         if has_changed:
@@ -386,6 +388,7 @@ class FunctionUnit:
             pending=demand.pending,
             in_flight=held_by(workers, now_s) + demand.orphaned + demand.not_due,
             dead=self._dead,
+            settled_to=self._lag.settled_to,
             decision=self._decision.reason if self._decision is not None else "",
         )
 

@@ -34,6 +34,8 @@ class Observed(Struct, frozen=True, kw_only=True):
     pending: int = 0
     in_flight: int = 0
     dead: int = 0
+    settled_to: int | None = None
+    """Sequence in the stream up to which all events were settled; None before the first look."""
     decision: str = ""
 
 
@@ -89,6 +91,7 @@ def status_of(seen: Observed, before: Iterable[Mapping[str, Any]], now: str) -> 
         "pending": seen.pending,
         "inFlight": seen.in_flight,
         "dead": seen.dead,
+        **({"settledTo": seen.settled_to} if seen.settled_to is not None else {}),
         "decision": seen.decision,
         "conditions": merged(before, conditions_of(seen), generation=seen.generation, now=now),
     }

@@ -75,7 +75,7 @@ async def test_the_schema_has_no_field_that_is_not_read_and_lacks_none(installed
     model = nested(Spec)
     model["pod"]["resources"] = {"limits": {}, "requests": {}}  # Kubernetes' own type, passed on to the pod as it is
     assert fields(schema["spec"]) == model
-    status = status_of(Observed(name="f", generation=1, version="v"), (), "2026-01-01T00:00:00Z")
+    status = status_of(Observed(name="f", generation=1, version="v", settled_to=0), (), "2026-01-01T00:00:00Z")
     assert set(schema["status"]["properties"]) == set(status)
 
 
