@@ -32,6 +32,8 @@ class StandInNode:
         """By pod UID."""
         self.started: list[str] = []
         """Names of the pods that ran here, in order."""
+        self.unreported = 0
+        """Workers whose end has not been told to the API server."""
         self._cluster, self._directory, self._group = cluster, directory, group
         self._seen: set[str] = set()
         self._deleted: set[str] = set()
@@ -100,6 +102,7 @@ class StandInNode:
                 [sys.executable, "-m", "workers"], env=environment, stdout=output, stderr=output
             )
         self.processes[metadata["uid"]] = process
+        self.unreported += 1
         self.started.append(metadata["name"])
         started = _now()
         state: dict[str, Any] = {"running": {"startedAt": started}}
@@ -116,6 +119,7 @@ class StandInNode:
             "message": termination.read_text() if termination.exists() else "",
         }
         await self._report(pod, "Succeeded" if code == 0 else "Failed", {"terminated": terminated}, is_ready=False)
+        self.unreported -= 1
 
     async def _end(self, pod: dict[str, Any]) -> None:
         metadata = pod["metadata"]
@@ -179,7 +183,7 @@ async def running_node(cluster: Cluster, name: str, directory: Path) -> AsyncIte
                 for process in node.processes.values():
                     process.kill()
                 with anyio.CancelScope(shield=True), anyio.move_on_after(5):
-                    for process in list(node.processes.values()):
-                        await process.wait()
+                    while node.unreported:  # a pod that is thought to run is not gone before its grace period is over
+                        await anyio.sleep(0.02)
                     await cluster.delete(NODES, name)
                 group.cancel_scope.cancel()

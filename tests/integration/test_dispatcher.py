@@ -1,277 +1,46 @@
-"""The dispatcher as a program of its own, with its own identities, on a real control plane and a real broker; workers are
-real processes on a node that this test plays.
-"""
+"""The dispatcher with real workers, on a node that is the test: it wakes, scales, replaces, mends, tells and takes down."""
 
 import json
 import os
 import signal
 import statistics
 import subprocess
-import sys
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import anyio
-import httpx
 import pytest
 
 from bus.cluster.connection import Cluster
 from bus.cluster.errors import NotFound
 from bus.cluster.resources import EVENTS, FUNCTIONS, PODS, SECRETS
-from bus.core.assignment import WOKEN_ANNOTATION, consumer_name
+from bus.core.assignment import WOKEN_ANNOTATION
 from bus.core.errors import NotFound as NotOnBroker
-from bus.core.event import Event
-from bus.jetstream.connection import Connection, open_connection
-from bus.jetstream.objects import put_bundle
-from bus.jetstream.topology import ConsumerState, consumer_state, message_count
+from bus.jetstream.topology import message_count
 from nodeless.embedded.controlplane.launch import ControlPlane
-from nodeless.packaging.archive import File, archive_of
-from tests.broker import Broker, free_port, running_broker
+from tests.dispatching import BROKEN, ECHO, FAILS_ONCE, SLOW, Dispatching, running_dispatcher
 from tests.standin import StandInNode, running_node
 
 pytestmark = pytest.mark.integration
 
-DISPATCHER_USER = "system:serviceaccount:nodeless-system:dispatcher"
-
-ECHO = "async def handle(event):\n    return event.data\n"
-SLOW = "import asyncio\n\nasync def handle(event):\n    await asyncio.sleep(float(event.data))\n    return event.data\n"
-BROKEN = "import a_module_that_is_not_there\n"
-FAILS_ONCE = """
-import pathlib
-
-from nodeless import RetryLater
-
-def handle(event):
-    marker = pathlib.Path(event.data.decode())
-    if not marker.exists():
-        marker.write_text("failed once")
-        raise RetryLater(after_s=6)
-    return b"second time"
-"""
-
-
-class System:
-    """One broker, one dispatcher, one node, one namespace."""
-
-    def __init__(
-        self,
-        plane: ControlPlane,
-        cluster: Cluster,
-        connection: Connection,
-        broker: Broker,
-        namespace: str,
-        directory: Path,
-    ) -> None:
-        self.cluster, self.connection, self.broker = cluster, connection, broker
-        self.namespace, self.directory = namespace, directory
-        self.node_name = f"node-{namespace}"
-        self.health_port = free_port()
-        self.log = directory / "dispatcher.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        kubeconfig = directory / "kubeconfig"
-        plane.issue_kubeconfig(kubeconfig, DISPATCHER_USER)
-        credentials = broker.credential_files()["dispatcher"]
-        seed = directory / "account.seed"
-        seed.write_text(broker.account_seed)
-        self._environment = {
-            "PATH": os.environ["PATH"],
-            "NODELESS_DISPATCHER_NATS_URL": broker.url,
-            "NODELESS_DISPATCHER_NATS_CREDENTIALS": str(credentials),
-            "NODELESS_DISPATCHER_NATS_ACCOUNT_SEED": str(seed),
-            "NODELESS_DISPATCHER_KUBECONFIG": str(kubeconfig),
-            "NODELESS_DISPATCHER_HEALTH_PORT": str(self.health_port),
-        }
-
-    # -- the dispatcher
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def launch(self) -> None:
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bus.dispatcher"], env=self._environment, stdout=output, stderr=output
-            )
-
-    async def start(self) -> None:
-        self.launch()
-        await self.wait(self.is_ready, "the dispatcher to be ready", 20)
-
-    async def is_ready(self) -> bool:
-        async with httpx.AsyncClient(trust_env=False) as client:
-            try:
-                return (await client.get(f"http://127.0.0.1:{self.health_port}/readyz")).status_code == 200
-            except httpx.HTTPError:
-                return False
-
-    def kill(self) -> None:
-        """kill -9."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(10)
-
-    def stop(self) -> int:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(10)
-
-    # -- functions
-
-    async def deploy(
-        self,
-        name: str,
-        code: str,
-        *,
-        subject: str | None = None,
-        scaling: dict[str, Any] | None = None,
-        delivery: dict[str, Any] | None = None,
-        is_awaited: bool = True,
-    ) -> dict[str, Any]:
-        digest = await put_bundle(self.connection, archive_of({"app.py": File(code.encode())}))
-        spec = {
-            "handler": "app:handle",
-            "code": {"bundle": digest},
-            "triggers": [{"subject": subject or f"events.{self.namespace}.{name}"}],
-            "scaling": {"idle": "1s", **(scaling or {})},
-            "delivery": delivery or {},
-            "pod": {"nodeSelector": {"kubernetes.io/hostname": self.node_name}},
-        }
-        body = {
-            "apiVersion": "nodeless.dev/v1alpha1",
-            "kind": "Function",
-            "metadata": {"name": name, "namespace": self.namespace},
-            "spec": spec,
-        }
-        applied = await self.cluster.apply(FUNCTIONS, body, field_manager="test", namespace=self.namespace)
-        if is_awaited:
-            await self.condition(name, "Subscribed", "True")
-        return applied
-
-    async def function(self, name: str) -> dict[str, Any]:
-        return await self.cluster.get(FUNCTIONS, name, self.namespace)
-
-    async def condition(
-        self, name: str, type_: str, status: str, reason: str = "", seconds: float = 15
-    ) -> dict[str, Any]:
-        """Wait for a condition about the current generation."""
-        found: dict[str, Any] = {}
-
-        async def is_there() -> bool:
-            function = await self.function(name)
-            for condition in function.get("status", {}).get("conditions", ()):
-                if condition["type"] == type_ and condition["observedGeneration"] == function["metadata"]["generation"]:
-                    found.clear()
-                    found.update(condition)
-                    return condition["status"] == status and reason in ("", condition["reason"])
-            return False
-
-        await self.wait(is_there, f"{name}: {type_}={status} {reason}, seen {found}", seconds)
-        return found
-
-    async def pods(self, name: str) -> list[dict[str, Any]]:
-        listed = await self.cluster.list(PODS, self.namespace, label_selector=f"nodeless.dev/function={name}")
-        return list(listed["items"])
-
-    async def wait_pods(self, name: str, count: int, seconds: float = 15) -> list[dict[str, Any]]:
-        async def are_there() -> bool:
-            return len(await self.pods(name)) == count
-
-        await self.wait(are_there, f"{count} pods of {name}", seconds)
-        return await self.pods(name)
-
-    # -- events
-
-    async def publish(self, name: str, data: bytes = b"", *, count: int = 1) -> None:
-        for _ in range(count):
-            id_ = uuid.uuid4().hex
-            event = Event(subject=f"events.{self.namespace}.{name}", id=id_, source="tests", type="t", data=data)
-            await self.connection.publish(event)
-
-    async def state(self, name: str) -> ConsumerState:
-        return await consumer_state(self.connection, "EVENTS", consumer_name(self.namespace, name))
-
-    async def results(self, name: str) -> int:
-        subject = f"results.{self.namespace}.{name}.>"
-        info = await self.connection.api("STREAM.INFO.RESULTS", {"subjects_filter": subject})
-        return len(info["state"].get("subjects") or {})
-
-    async def wait_results(self, name: str, count: int, seconds: float = 20) -> None:
-        async def are_there() -> bool:
-            return await self.results(name) == count
-
-        await self.wait(are_there, f"{count} results of {name}", seconds)
-
-    async def wait_settled(self, name: str, seconds: float = 20) -> None:
-        async def is_settled() -> bool:
-            state = await self.state(name)
-            return state.pending == 0 and state.ack_pending == 0
-
-        await self.wait(is_settled, f"all events of {name} settled", seconds)
-
-    async def wait_in_flight(self, name: str, count: int) -> None:
-        async def are_in_flight() -> bool:
-            return (await self.state(name)).ack_pending == count
-
-        await self.wait(are_in_flight, f"{count} events of {name} in flight")
-
-    async def wait(self, condition: Callable[[], Awaitable[bool]], what: str, seconds: float = 15) -> None:
-        with anyio.move_on_after(seconds):
-            while not await condition():
-                await anyio.sleep(0.03)
-            return
-        raise AssertionError(f"waited {seconds:g} s for {what}; the dispatcher's log:\n{self.log.read_text()[-6000:]}")
-
-
-@asynccontextmanager
-async def running_system(
-    plane: ControlPlane, cluster: Cluster, namespace: str, directory: Path
-) -> AsyncIterator[System]:
-    async with (
-        running_broker(directory / "nats", has_streams=False) as broker,
-        open_connection(broker.config("admin")) as connection,
-    ):
-        system = System(plane, cluster, connection, broker, namespace, directory)
-        try:
-            await system.start()
-            yield system
-        finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(30):
-                await _remove_functions(system)
-            assert system._process is not None
-            if system._process.poll() is None:
-                system.stop()
-
-
-async def _remove_functions(system: System) -> None:
-    names = [item["metadata"]["name"] for item in (await system.cluster.list(FUNCTIONS, system.namespace))["items"]]
-    if names and system._process is not None and system._process.poll() is not None:
-        system.launch()
-    for name in names:
-        with suppress(NotFound):
-            await system.cluster.delete(FUNCTIONS, name, system.namespace)
-    while (await system.cluster.list(FUNCTIONS, system.namespace))["items"]:
-        await anyio.sleep(0.05)
-
 
 @pytest.fixture
-async def system(installed: ControlPlane, cluster: Cluster, namespace: str, tmp_path: Path) -> AsyncIterator[System]:
-    async with running_system(installed, cluster, namespace, tmp_path) as running:
+async def system(
+    installed: ControlPlane, cluster: Cluster, namespace: str, tmp_path: Path
+) -> AsyncIterator[Dispatching]:
+    async with running_dispatcher(installed, cluster, namespace, tmp_path) as running:
         yield running
 
 
 @pytest.fixture
-async def node(system: System) -> AsyncIterator[StandInNode]:
+async def node(system: Dispatching) -> AsyncIterator[StandInNode]:
     async with running_node(system.cluster, system.node_name, system.directory / "node") as running:
         yield running
 
 
-async def test_the_first_event_makes_a_pod_that_a_kubelet_can_run(system: System) -> None:
+async def test_the_first_event_makes_a_pod_that_a_kubelet_can_run(system: Dispatching) -> None:
     await system.deploy("hello", ECHO, delivery={"timeout": "40s"})
     assert await system.pods("hello") == []
 
@@ -296,7 +65,7 @@ async def test_the_first_event_makes_a_pod_that_a_kubelet_can_run(system: System
     assert reference["key"] in secret["data"]
 
 
-async def test_a_function_wakes_handles_its_event_and_sleeps_again(system: System, node: StandInNode) -> None:
+async def test_a_function_wakes_handles_its_event_and_sleeps_again(system: Dispatching, node: StandInNode) -> None:
     await system.deploy("echo", ECHO)
 
     await system.publish("echo", b"1")
@@ -316,7 +85,7 @@ async def test_a_function_wakes_handles_its_event_and_sleeps_again(system: Syste
 
 
 async def test_a_backlog_makes_more_workers_up_to_the_ceiling_and_none_beyond(
-    system: System, node: StandInNode
+    system: Dispatching, node: StandInNode
 ) -> None:
     await system.deploy("slow", SLOW, scaling={"max": 3, "concurrency": 2})
 
@@ -334,7 +103,7 @@ async def test_a_backlog_makes_more_workers_up_to_the_ceiling_and_none_beyond(
     await system.wait_settled("slow")
 
 
-async def test_a_deleted_function_leaves_nothing_behind(system: System, node: StandInNode) -> None:
+async def test_a_deleted_function_leaves_nothing_behind(system: Dispatching, node: StandInNode) -> None:
     await system.deploy("gone", SLOW, scaling={"min": 2})
     await system.wait_pods("gone", 2)
     await system.publish("gone", b"0.5")
@@ -364,7 +133,7 @@ async def test_a_deleted_function_leaves_nothing_behind(system: System, node: St
     await system.wait(is_secret_gone, "the Secret to be collected", 60)
 
 
-async def test_a_redeployment_replaces_workers_one_by_one(system: System, node: StandInNode) -> None:
+async def test_a_redeployment_replaces_workers_one_by_one(system: Dispatching, node: StandInNode) -> None:
     await system.deploy("twice", ECHO, scaling={"min": 2})
     before = {pod["metadata"]["uid"] for pod in await system.wait_pods("twice", 2)}
     await system.condition("twice", "Ready", "True", "Serving")
@@ -381,7 +150,7 @@ async def test_a_redeployment_replaces_workers_one_by_one(system: System, node: 
 
 
 async def test_an_unusable_handler_is_told_its_events_wait_and_a_redeployment_mends_it(
-    system: System, node: StandInNode
+    system: Dispatching, node: StandInNode
 ) -> None:
     await system.deploy("broken", BROKEN)
 
@@ -403,7 +172,7 @@ async def test_an_unusable_handler_is_told_its_events_wait_and_a_redeployment_me
 
 
 async def test_events_stored_while_the_dispatcher_is_dead_are_found_when_it_is_back(
-    system: System, node: StandInNode
+    system: Dispatching, node: StandInNode
 ) -> None:
     await system.deploy("late", ECHO)
     system.kill()
@@ -417,7 +186,7 @@ async def test_events_stored_while_the_dispatcher_is_dead_are_found_when_it_is_b
 
 
 async def test_workers_go_on_while_the_dispatcher_is_dead_and_are_known_again(
-    system: System, node: StandInNode
+    system: Dispatching, node: StandInNode
 ) -> None:
     await system.deploy("steady", SLOW, scaling={"idle": "8s"})
     await system.publish("steady", b"0")
@@ -433,7 +202,7 @@ async def test_workers_go_on_while_the_dispatcher_is_dead_and_are_known_again(
     assert len(node.started) == 1
 
 
-async def test_an_event_in_flight_at_a_dead_worker_starts_another(system: System, node: StandInNode) -> None:
+async def test_an_event_in_flight_at_a_dead_worker_starts_another(system: Dispatching, node: StandInNode) -> None:
     await system.deploy("dies", SLOW, scaling={"concurrency": 1})
     await system.publish("dies", b"3")
     (pod,) = await system.wait_pods("dies", 1)
@@ -446,7 +215,7 @@ async def test_an_event_in_flight_at_a_dead_worker_starts_another(system: System
     assert len(node.started) == 2
 
 
-async def test_an_orphaned_event_is_found_after_a_restart(system: System, node: StandInNode) -> None:
+async def test_an_orphaned_event_is_found_after_a_restart(system: Dispatching, node: StandInNode) -> None:
     await system.deploy("orphan", SLOW, scaling={"concurrency": 1})
     await system.publish("orphan", b"2")
     (pod,) = await system.wait_pods("orphan", 1)
@@ -462,7 +231,7 @@ async def test_an_orphaned_event_is_found_after_a_restart(system: System, node: 
 
 
 async def test_a_retry_that_is_due_later_keeps_no_worker_and_wakes_the_function_when_due(
-    system: System, node: StandInNode
+    system: Dispatching, node: StandInNode
 ) -> None:
     await system.deploy("retry", FAILS_ONCE)
     marker = system.directory / "marker"
@@ -479,7 +248,7 @@ async def test_a_retry_that_is_due_later_keeps_no_worker_and_wakes_the_function_
     assert len(node.started) == 2
 
 
-async def test_a_broker_that_restarts_loses_no_function_and_no_signal(system: System, node: StandInNode) -> None:
+async def test_a_broker_that_restarts_loses_no_function_and_no_signal(system: Dispatching, node: StandInNode) -> None:
     await system.deploy("again", ECHO)
     await system.publish("again", b"1")
     await system.wait_results("again", 1)
@@ -492,7 +261,7 @@ async def test_a_broker_that_restarts_loses_no_function_and_no_signal(system: Sy
     assert await system.is_ready()
 
 
-async def test_dead_letters_are_counted(system: System, node: StandInNode) -> None:
+async def test_dead_letters_are_counted(system: Dispatching, node: StandInNode) -> None:
     await system.deploy("fails", "def handle(event):\n    raise ValueError('no')\n", delivery={"attempts": 1})
 
     await system.publish("fails", count=2)
@@ -504,7 +273,7 @@ async def test_dead_letters_are_counted(system: System, node: StandInNode) -> No
     assert await message_count(system.connection, "DEAD", f"dead.{system.namespace}.fails") == 2
 
 
-async def test_a_pod_that_the_api_server_refuses_is_told(system: System) -> None:
+async def test_a_pod_that_the_api_server_refuses_is_told(system: Dispatching) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     await system.cluster.call("POST", f"/api/v1/namespaces/{system.namespace}/resourcequotas", body=quota)
     await anyio.sleep(0.5)
@@ -516,7 +285,7 @@ async def test_a_pod_that_the_api_server_refuses_is_told(system: System) -> None
     assert "quota" in condition["message"]
 
 
-async def test_a_pod_without_a_node_is_told(system: System) -> None:
+async def test_a_pod_without_a_node_is_told(system: Dispatching) -> None:
     await system.deploy("nowhere", ECHO)
 
     await system.publish("nowhere")
@@ -525,7 +294,7 @@ async def test_a_pod_without_a_node_is_told(system: System) -> None:
     assert "available" in condition["message"]
 
 
-async def test_an_object_that_cannot_work_is_told_mended_and_deleted(system: System, node: StandInNode) -> None:
+async def test_an_object_that_cannot_work_is_told_mended_and_deleted(system: Dispatching, node: StandInNode) -> None:
     # 600 characters are within the schema's bound, and their 1,200 bytes are not within the broker's.
     await system.deploy("odd", ECHO, subject="events." + "ü" * 600, is_awaited=False)
     condition = await system.condition("odd", "Subscribed", "False", "InvalidSpec")
@@ -545,7 +314,7 @@ async def test_an_object_that_cannot_work_is_told_mended_and_deleted(system: Sys
 
 
 async def test_kubectl_describes_what_was_decided_and_why(
-    system: System, node: StandInNode, installed: ControlPlane
+    system: Dispatching, node: StandInNode, installed: ControlPlane
 ) -> None:
     await system.deploy("told", BROKEN)
     await system.publish("told")
@@ -563,7 +332,7 @@ async def test_kubectl_describes_what_was_decided_and_why(
 
 
 async def test_a_changed_subject_moves_the_subscription_of_a_sleeping_function(
-    system: System, node: StandInNode
+    system: Dispatching, node: StandInNode
 ) -> None:
     await system.deploy("moves", ECHO)
     await system.deploy("moves", ECHO, subject=f"events.{system.namespace}.elsewhere")
@@ -575,7 +344,9 @@ async def test_a_changed_subject_moves_the_subscription_of_a_sleeping_function(
     assert await system.results("moves") == 1
 
 
-async def test_the_api_server_may_be_away_for_a_while(system: System, node: StandInNode, plane: ControlPlane) -> None:
+async def test_the_api_server_may_be_away_for_a_while(
+    system: Dispatching, node: StandInNode, plane: ControlPlane
+) -> None:
     """The watch breaks, requests fail, and what came meanwhile is done afterwards."""
     await system.deploy("patient", ECHO)
     # A child of this very process, on a port that is ours.
@@ -591,12 +362,12 @@ async def test_the_api_server_may_be_away_for_a_while(system: System, node: Stan
     await system.wait_results("patient", 1)
 
 
-async def test_the_dispatcher_stops_when_asked(system: System) -> None:
+async def test_the_dispatcher_stops_when_asked(system: Dispatching) -> None:
     assert system.stop() == 0
 
 
 async def test_from_the_signal_to_the_stored_pod_takes_milliseconds(
-    system: System, record_property: Callable[[str, object], None]
+    system: Dispatching, record_property: Callable[[str, object], None]
 ) -> None:
     names = [f"fast-{number}" for number in range(20)]
     for name in names:
