@@ -44,7 +44,10 @@ class Scaler:
             try:
                 return await self._cluster.create(PODS, body, namespace)
             except AlreadyExists:
-                there = await self._cluster.get(PODS, pod_name(function, ordinal), namespace)
+                try:
+                    there = await self._cluster.get(PODS, pod_name(function, ordinal), namespace)
+                except NotFound:  # it was about to go
+                    return await self._cluster.create(PODS, body, namespace)
                 if owner_uid(there) != function.metadata.uid:
                     raise
                 return there
