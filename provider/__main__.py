@@ -5,6 +5,7 @@
 
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from provider.settings import PREFIX, NodeConfig
 log = logging.getLogger(__name__)
 
 UNUSABLE, UNAVAILABLE = 2, 69
+DESCRIPTORS = 16 * 1024
+"""Wanted: one for each container, each caller, each watched object; many machines begin with 1024."""
 
 
 def usage() -> str:
@@ -73,6 +76,8 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return UNUSABLE
     set_up_logging()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
     return anyio.run(_run_until_stopped, config)
 
 

@@ -58,13 +58,15 @@ async def serve_connection(stream: ByteStream, handle: Handler) -> None:
     try:
         while True:
             try:
-                with anyio.move_on_after(IDLE_S):
+                with anyio.move_on_after(IDLE_S) as waiting:
                     request = await _receive_request(stream, connection)
                     if request is None:
                         return
                     answer = await handle(request)
                     if isinstance(answer, Answer):
                         await _send_answer(stream, connection, answer, has_body=request.method != "HEAD")
+                if waiting.cancelled_caught:
+                    return
                 if not isinstance(answer, Answer) and not await _send_long(stream, connection, answer):
                     return
             except h11.RemoteProtocolError as error:

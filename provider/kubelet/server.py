@@ -5,11 +5,12 @@ A caller without one may bring a bearer token (metrics-server does). HTTP/1.1 on
 
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
-from anyio.abc import AnyByteStream
+from anyio.abc import AnyByteStream, Listener, SocketStream, TaskGroup
 from anyio.streams.tls import TLSAttribute, TLSListener, TLSStream
 
 from bus.core.errors import ConfigurationError
@@ -20,8 +21,40 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 10.0
 CONNECTIONS_MAX = 1000
-"""At the same time; a follower of a log holds one."""
+"""At the same time, whether or not they have said who they are; a follower of a log holds one."""
 CLOSE_S = 1.0
+ACCEPT_AGAIN_S = 0.1
+"""After a connection could not be taken, as when no descriptor is left."""
+
+
+class _Bounded(Listener[SocketStream]):
+    """Sockets that take so many connections and drop the others at once, before they cost a handshake."""
+
+    def __init__(self, sockets: Listener[SocketStream], connections_max: int) -> None:
+        self._sockets = sockets
+        self._connections = anyio.CapacityLimiter(connections_max)
+
+    async def serve(self, handler: Callable[[SocketStream], Any], task_group: TaskGroup | None = None) -> None:
+        async def bounded(stream: SocketStream) -> None:
+            try:
+                self._connections.acquire_on_behalf_of_nowait(stream)
+            except anyio.WouldBlock:
+                log.warning("connection refused: too many", extra={"connections_max": self._connections.total_tokens})
+                await anyio.aclose_forcefully(stream)
+                return
+            try:
+                await handler(stream)
+            finally:
+                self._connections.release_on_behalf_of(stream)
+
+        await self._sockets.serve(bounded, task_group)
+
+    async def aclose(self) -> None:
+        await self._sockets.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._sockets.extra_attributes
 
 
 class _Listener(TLSListener):
@@ -57,14 +90,14 @@ def server_context(certificate: str, key: str, client_ca: str) -> ssl.SSLContext
 async def open_listener(context: ssl.SSLContext, *, address: str, port: int) -> AsyncIterator[TLSListener]:
     """Own the listening sockets; callers wait until somebody serves. Raises `OSError` where the port is taken."""
     sockets = await anyio.create_tcp_listener(local_host=address, local_port=port)
-    async with _Listener(sockets, context, standard_compatible=False, handshake_timeout=HANDSHAKE_S) as listener:
+    bounded = _Bounded(sockets, CONNECTIONS_MAX)
+    async with _Listener(bounded, context, standard_compatible=False, handshake_timeout=HANDSHAKE_S) as listener:
         yield listener
 
 
 @asynccontextmanager
-async def open_server(api: KubeletApi, listener: TLSListener) -> AsyncIterator[None]:
+async def open_server(api: KubeletApi, listener: Listener[Any]) -> AsyncIterator[None]:
     """Serve until the block is left; then requests in hand are cut off."""
-    connections = anyio.CapacityLimiter(CONNECTIONS_MAX)
 
     async def serve(stream: TLSStream) -> None:
         certificate = stream.extra(TLSAttribute.peer_certificate, None)  # noqa: S610 - not Django's
@@ -73,22 +106,23 @@ async def open_server(api: KubeletApi, listener: TLSListener) -> AsyncIterator[N
             return await api.answer(request, certificate)
 
         try:
-            connections.acquire_on_behalf_of_nowait(stream)
-        except anyio.WouldBlock:
-            log.warning("connection refused: too many", extra={"connections_max": CONNECTIONS_MAX})
-            await anyio.aclose_forcefully(stream)
-            return
-        try:
             await serve_connection(stream, handle)
         except Exception:
             log.exception("request failed")
         finally:
-            connections.release_on_behalf_of(stream)
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_S):
                 await stream.aclose()
 
+    async def accept() -> None:
+        while True:
+            try:
+                await listener.serve(serve, group)
+            except* OSError as errors:
+                log.error("no connection can be taken: %s", errors.exceptions[0])
+            await anyio.sleep(ACCEPT_AGAIN_S)
+
     async with anyio.create_task_group() as group:
-        group.start_soon(listener.serve, serve, group)
+        group.start_soon(accept)
         try:
             yield
         finally:

@@ -115,7 +115,7 @@ class Inputs:
                         if change["type"] == "ERROR":
                             break
                         watched.item = None if change["type"] == "DELETED" else change["object"]
-            except ClusterError as error:
+            except (ClusterError, msgspec.DecodeError) as error:  # cut off, in the middle of a line perhaps
                 log.debug("no longer watched: %s", error, extra={"kind": source.kind, "object": source.name})
         watched.is_current = False
         if self._watched.get(key) is watched:

@@ -10,6 +10,8 @@ from provider.backends.seam import LogQuery
 from provider.core.logs import LogSelection
 
 BLOCK_BYTES = 64 * 1024
+LINE_BYTES_MAX = 1024 * 1024
+"""More than this is not kept in memory to wait for the end of a line."""
 FOLLOW_S = 0.05
 """How often a followed file is looked at; only while somebody follows. [seconds]"""
 
@@ -25,11 +27,11 @@ async def read_log(path: Path, query: LogQuery, has_ended: Callable[[], bool]) -
             is_last = not query.follow or has_ended()  # asked before the read: what came until then is read
             block = file.read(BLOCK_BYTES)
             *lines, rest = (rest + block).split(b"\n")
-            if not block and is_last and rest:
-                lines, rest = [rest], b""  # written without an end of line by something that is gone
-                output = selection.take(lines[0])
-            else:
-                output = b"".join(selection.take(line + b"\n") for line in lines if not selection.is_full)
+            output = b"".join(selection.take(line + b"\n") for line in lines if not selection.is_full)
+            # Whatever wrote it is gone, or writes no lines: what there is, is shown as it is.
+            if (not block and is_last and rest) or len(rest) > LINE_BYTES_MAX:
+                output += selection.take(rest)
+                rest = b""
             if output:
                 yield output
             if not block and is_last:

@@ -178,3 +178,28 @@ async def test_a_follower_that_goes_ends_the_answer() -> None:
     await server.aclose()
 
     assert was_closed
+
+
+@pytest.mark.parametrize("has_had_a_long_answer", [False, True])
+async def test_a_connection_that_stays_silent_is_closed_without_a_word(
+    has_had_a_long_answer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provider.kubelet.http.IDLE_S", 0.05)
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        yield b"log\n"
+
+    async def handle(request: Request) -> LongAnswer:
+        return LongAnswer(parts=parts())
+
+    client, server = wires()
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            if has_had_a_long_answer:
+                await client.send(b"GET /log HTTP/1.1\r\nHost: n\r\n\r\n")
+            group.start_soon(serve_connection, server, handle)  # ends, and raises nothing
+            got = b""
+            while has_had_a_long_answer and b"0\r\n\r\n" not in got:
+                got += await client.receive()
+    await client.aclose()
+    await server.aclose()

@@ -1,11 +1,13 @@
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provider.backends.process.logfile import BLOCK_BYTES, tail_offset
+from provider.backends.process.logfile import BLOCK_BYTES, LINE_BYTES_MAX, read_log, tail_offset
+from provider.backends.seam import LogQuery
 
 
 def tail(data: bytes, lines: int) -> bytes:
@@ -36,3 +38,25 @@ def test_lines_longer_than_a_block_are_found(length: int, tmp_path: Path) -> Non
 def test_a_last_line_without_an_end_counts() -> None:
     assert tail(b"one\ntwo", 1) == b"two"
     assert tail(b"one\ntwo", 2) == b"one\ntwo"
+
+
+async def shown(path: Path, query: LogQuery) -> bytes:
+    parts = [part async for part in read_log(path, query, lambda: True)]
+    return b"".join(parts)
+
+
+async def test_what_has_no_ends_of_lines_is_shown_without_being_kept_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    path.write_bytes(b"2026-01-01T00:00:00Z stdout F first\n" + b"\0" * (8 * LINE_BYTES_MAX) + b"\nlast\n")
+
+    tracemalloc.start()
+    try:
+        async for part in read_log(path, LogQuery(), lambda: True):
+            assert len(part) < 2 * LINE_BYTES_MAX
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 6 * LINE_BYTES_MAX
+    assert await shown(path, LogQuery()) == b"first\n" + b"\0" * (8 * LINE_BYTES_MAX) + b"\nlast\n"
+    assert await shown(path, LogQuery(limit_bytes=100)) == b"first\n" + b"\0" * 94
