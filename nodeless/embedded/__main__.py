@@ -1,7 +1,8 @@
 """`python -m nodeless.embedded HOME`: the process that stays. Runs the plan of a home until it is told to stop.
 
 It imports no certificate library and no client of Kubernetes or NATS: whoever prepared the plan did. SIGTERM, SIGINT and
-SIGHUP stop all programs in their order. Exit status: 0 after that, 1 if the system never got ready.
+SIGHUP stop all programs in their order. Exit status: 0 after that, 1 if the system never got ready, 130 if Ctrl-C came
+before that.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from nodeless.embedded.supervisor import ProgramState, Supervisor, restart_delay
 
 log = logging.getLogger("nodeless.supervisor")
 
+INTERRUPTED = 130
 Tell = Callable[[Report], None]
 
 
@@ -43,6 +45,7 @@ class Keeper:
         self._supervisor: Supervisor | None = None
         self._failure: NotReady | None = None
         self._is_announced = False
+        self._stopped_by: signal.Signals | None = None
         self._stop = anyio.Event()
 
     async def run(self) -> int:
@@ -59,6 +62,9 @@ class Keeper:
         if self._failure is not None:
             self._tell(Failed(str(self._failure)))
             return 1
+        if not self._is_announced:
+            self._tell(Failed("stopped before the system was ready"))
+            return INTERRUPTED if self._stopped_by == signal.SIGINT else 1
         return 0
 
     async def _until_stopped(self, supervisor: Supervisor, signals: AsyncIterator[signal.Signals]) -> None:
@@ -84,6 +90,7 @@ class Keeper:
             if number == signal.SIGCHLD:
                 supervisor.collect_orphans()
             else:
+                self._stopped_by = number
                 self._stop.set()
 
     @property

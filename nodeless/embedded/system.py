@@ -12,8 +12,11 @@ else:
 """
 
 import base64
+import hashlib
 import os
+import re
 import secrets
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +39,7 @@ from nodeless.embedded.ports import PortReservations
 from nodeless.embedded.program import Answers, ProgramSpec, Tls, inherited_environment
 
 NODE_NAME = "nodeless-0"
+"""In a cluster of its own. In somebody else's, two systems must not be one node: see `node_name`."""
 NODE_ADDRESS = "127.0.0.1"
 DISPATCHER_USER = "system:serviceaccount:nodeless-system:dispatcher"
 SETUP, DISPATCHER, GATEWAY, NODE = "setup", "dispatcher", "gateway", "node"
@@ -47,6 +51,8 @@ PROGRAM_READY_WITHIN_S = 60.0
 PROGRAM_STOP_WITHIN_S = 15.0
 """More than the 10 s in which our programs finish what is in hand."""
 TOKEN_BYTES = 32
+HOST_CHARACTERS = 40
+"""Of the machine's name in its node's; a node's name has at most 63 where it becomes a label."""
 
 
 class SystemOptions(Struct, frozen=True, kw_only=True):
@@ -65,6 +71,18 @@ class SystemOptions(Struct, frozen=True, kw_only=True):
                 "nats-credentials", self.nats_credentials or self.nats_account_seed, "command line",
                 "credentials are for an external broker: add --nats URL",
             )  # fmt: skip
+
+
+def node_name(home: Home, *, is_embedded: bool) -> str:
+    """Return the name of the home's node: the same at every start, and another one for every other home.
+
+    Two nodes with one name would each run every pod that is bound to it.
+    """
+    if is_embedded:
+        return NODE_NAME
+    host = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().lower())[:HOST_CHARACTERS].strip("-")
+    place = hashlib.sha256(f"{socket.gethostname()}:{home.directory}".encode(errors="surrogateescape")).hexdigest()
+    return f"nodeless-{host or 'host'}-{place[:6]}"
 
 
 class _Kubernetes(Struct, kw_only=True):
@@ -101,6 +119,7 @@ def prepare(home: Home, options: SystemOptions, binaries: Binaries | None, reser
         else _embedded_kubernetes(home, ControlPlane(home.directory, binaries, reservations))
     )
     nats = _external_nats(home, options) if options.nats_url else _embedded_nats(Broker(home, reservations))
+    name = node_name(home, is_embedded=binaries is not None)
     ports = reservations.keep(home.directory / "programs" / "ports.json", (DISPATCHER, GATEWAY, NODE))
     token_file = home.program(GATEWAY) / "token"
     if not token_file.exists():
@@ -112,7 +131,7 @@ def prepare(home: Home, options: SystemOptions, binaries: Binaries | None, reser
             *nats.programs,
             _setup(kubernetes),
             _dispatcher(kubernetes, nats, ports[DISPATCHER], after),
-            _node(home, kubernetes, ports[NODE], after),
+            _node(home, name, kubernetes, ports[NODE], after),
             _gateway(nats, ports[GATEWAY], token_file, after),
         ),
         endpoints=Endpoints(
@@ -123,7 +142,7 @@ def prepare(home: Home, options: SystemOptions, binaries: Binaries | None, reser
             gateway_token_file=str(token_file),
             kubeconfig=kubernetes.admin,
             context=kubernetes.context,
-            node=NODE_NAME,
+            node=name,
         ),
     )
     write_private(home.plan, msgspec.json.encode(plan))
@@ -192,8 +211,9 @@ def _cluster_authority(kubeconfig: str, context: str | None) -> bytes:
         raise ConfigurationError("kubeconfig", kubeconfig, "command line", f"it cannot be read: {error}") from error
     except (KeyError, TypeError) as error:
         raise ConfigurationError(
-            "context", context, "command line", f"{kubeconfig} does not define it and its cluster ({error})"
-        ) from error
+            "kubeconfig", kubeconfig, "command line",
+            f"it defines no context {context or 'to be current'!r} with a cluster ({error})",
+        ) from error  # fmt: skip
     if "certificate-authority-data" in cluster:
         return base64.b64decode(str(cluster["certificate-authority-data"]))
     if "certificate-authority" in cluster:
@@ -277,15 +297,15 @@ def _gateway(nats: _Nats, port: int, token_file: Path, after: tuple[str, ...]) -
     return _python(GATEWAY, "bus.ingress.gateway", flags, after=after, ready=Answers(port=port, path="/readyz"))
 
 
-def _node(home: Home, kubernetes: _Kubernetes, port: int, after: tuple[str, ...]) -> ProgramSpec:
+def _node(home: Home, name: str, kubernetes: _Kubernetes, port: int, after: tuple[str, ...]) -> ProgramSpec:
     certificate, key = home.program(NODE) / "serving.crt", home.program(NODE) / "serving.key"
-    if not (certificate.exists() and kubernetes.authority.accepts(certificate.read_bytes(), (NODE_ADDRESS,))):
-        pair = kubernetes.authority.issue_serving(f"system:node:{NODE_NAME}", (NODE_ADDRESS, NODE_NAME))
+    if not (certificate.exists() and kubernetes.authority.accepts(certificate.read_bytes(), (NODE_ADDRESS, name))):
+        pair = kubernetes.authority.issue_serving(f"system:node:{name}", (NODE_ADDRESS, name))
         write_private(key, pair.key)
         write_private(certificate, pair.certificate)
     home.node.mkdir(mode=0o700, exist_ok=True)
     flags = {
-        "name": NODE_NAME,
+        "name": name,
         "kubeconfig": kubernetes.node,
         "context": kubernetes.context,
         "state-directory": home.node,

@@ -20,8 +20,12 @@ class ProgramMissing(ControlPlaneError):
     def __init__(self, directory: Path, source: str, missing: Sequence[str], found: Sequence[str]) -> None:
         self.directory, self.source, self.missing, self.found = directory, source, tuple(missing), tuple(found)
         super().__init__(
-            f"{directory} ({source}) holds {', '.join(found) or 'no program of a control plane'} but not "
-            f"{', '.join(missing)}; add what is missing (same Kubernetes version), or drop {source} and the control "
+            (
+                f"{directory} ({source}) holds {', '.join(found)} but not "
+                if found
+                else f"{directory} ({source}) holds no program of a control plane; expected "
+            )
+            + f"{', '.join(missing)}; add what is missing (same Kubernetes version), or drop {source} and the control "
             "plane is built from source"
         )
 
