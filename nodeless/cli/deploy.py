@@ -9,15 +9,17 @@ import anyio
 from msgspec import Struct
 
 from bus.cluster.connection import Cluster, open_cluster
-from bus.cluster.errors import NotFound
+from bus.cluster.errors import Invalid, NotFound
 from bus.cluster.resources import FUNCTIONS
 from bus.core.subjects import check_pattern, covers
+from bus.functions.model import duration_s
 from bus.jetstream.connection import open_connection
 from bus.jetstream.objects import put_bundle
 from nodeless.cli.errors import USAGE, CommandError
 from nodeless.cli.target import Target
 from nodeless.packaging.bundle import Bundle, bundle_of
 from nodeless.packaging.handlers import Declared, DeployError, check_function_name
+from nodeless.packaging.requirements import LOCK_NAME
 
 FIELD_MANAGER = "nodeless-deploy"
 SUBSCRIBED_WAIT_S = 15.0
@@ -32,6 +34,9 @@ _OPTIONS: Mapping[str, tuple[str, str]] = {
     "max": ("scaling", "max"),
     "idle": ("scaling", "idle"),
 }
+
+
+_DURATIONS = frozenset({"timeout", "idle"})
 
 
 class Deployed(Struct, frozen=True, kw_only=True):
@@ -87,6 +92,8 @@ def function_object(
     }
     for option, value in {**declared.options, **options}.items():
         section, field = _OPTIONS[option]
+        if option in _DURATIONS:
+            _check_duration(option, value)
         spec.setdefault(section, {})[field] = value
     if environment:
         spec["pod"] = {"env": [{"name": key, "value": value} for key, value in sorted(environment.items())]}
@@ -96,6 +103,13 @@ def function_object(
         "metadata": {"name": name, "namespace": namespace},
         "spec": spec,
     }
+
+
+def _check_duration(option: str, value: object) -> None:
+    try:
+        duration_s(str(value))
+    except ValueError as error:
+        raise DeployError(f"{option}={value}: {error}") from error
 
 
 def spec_changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -116,12 +130,17 @@ def _short(value: object) -> str:
     if isinstance(value, str):
         return value[:19] + "…" if value.startswith("sha256:") else value
     if isinstance(value, list):
-        return (
-            "["
-            + ", ".join(str(item.get("subject", item)) if isinstance(item, dict) else str(item) for item in value)
-            + "]"
-        )
+        return "[" + ", ".join(_item(item) for item in value) + "]"
     return str(value)
+
+
+def _item(item: object) -> str:
+    match item:
+        case {"subject": subject}:
+            return str(subject)
+        case {"name": name, "value": value}:
+            return f"{name}={value}"
+    return str(item)
 
 
 def environment_of(given: Sequence[str]) -> dict[str, str]:
@@ -138,7 +157,7 @@ def environment_of(given: Sequence[str]) -> dict[str, str]:
 def print_deployed(bundle: Bundle, deployed: Sequence[Deployed]) -> None:
     """Say what changed; what keeps a function from getting events goes to standard error."""
     if bundle.is_new_lock:
-        print("requirements resolved and locked; keep the lock file with the source")
+        print(f"requirements locked in {LOCK_NAME}, which belongs to the source: {', '.join(bundle.packages)}")
     for each in deployed:
         print(f"function {each.namespace}/{each.name} {each.change} ({each.handler}, {each.bundle[:19]}…)")
         for change in each.changes:
@@ -199,7 +218,11 @@ async def _applied(cluster: Cluster, wanted: dict[str, Any]) -> Deployed:
         before: dict[str, Any] | None = await cluster.get(FUNCTIONS, name, namespace)
     except NotFound:
         before = None
-    after = await cluster.apply(FUNCTIONS, wanted, field_manager=FIELD_MANAGER, namespace=namespace)
+    try:
+        after = await cluster.apply(FUNCTIONS, wanted, field_manager=FIELD_MANAGER, namespace=namespace)
+    except Invalid as error:
+        reason = error.message.removeprefix(f'Function.nodeless.dev "{name}" is invalid: ')
+        raise DeployError(f"function {name!r} is refused: {reason}") from error
     changes = spec_changes(before["spec"], after["spec"]) if before else []
     return Deployed(
         namespace=namespace,

@@ -7,6 +7,7 @@
 130  interrupted
 """
 
+import errno
 import sys
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ EPILOG = (
     "Exit statuses: 0 done; 1 failed, or what was asked about is not well; 2 wrong use; 3 no system is running there, "
     "or a server does not answer; 130 interrupted."
 )
+
+
+_OUTPUT_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
 
 
 class CommandError(Exception):
@@ -68,7 +72,7 @@ def _status(error: BaseException) -> int | None:
             return USAGE
         case BusError() | ClusterError() | EmbeddedError() | DeployError():
             return FAILED
-        case OSError() if error.filename is not None:  # a file that the user named
+        case OSError() if error.filename is not None or error.errno in _OUTPUT_ERRORS:  # a file that the user named
             return FAILED
         case _:
             return None
@@ -76,5 +80,5 @@ def _status(error: BaseException) -> int | None:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename or 'the output cannot be written'}: {error.strerror}"
     return str(error)

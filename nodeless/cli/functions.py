@@ -10,6 +10,7 @@ from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.errors import NotFound
 from bus.cluster.resources import FUNCTIONS
 from nodeless.cli.errors import CommandError
+from nodeless.cli.output import age
 from nodeless.cli.target import Target
 
 DELETE_WAIT_S = 60.0
@@ -34,17 +35,9 @@ def function_row(function: Mapping[str, Any], now: datetime) -> dict[str, Any]:
         "version": status.get("version", ""),
         "handler": spec["handler"],
         "bundle": spec["code"]["bundle"],
-        "age": _age(metadata["creationTimestamp"], now),
+        "age": age(metadata["creationTimestamp"], now),
         "message": "" if ready["status"] == "True" else ready.get("message", ""),
     }
-
-
-def _age(since: str, now: datetime) -> str:
-    seconds = max(0, int((now - datetime.fromisoformat(since)).total_seconds()))
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
 
 
 async def function_rows(target: Target, *, all_namespaces: bool) -> list[dict[str, Any]]:

@@ -2,12 +2,14 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from nodeless.cli.errors import USAGE, CommandError
 from nodeless.cli.target import Target
 from nodeless.embedded.home import HOME_VARIABLE
 
@@ -43,6 +45,24 @@ CredentialsOption = Annotated[
 NamespaceOption = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Default: that of the kubeconfig's context.")
 ]
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,251}[a-z0-9])?")
+
+
+def checked_function_names(names: list[str]) -> list[str]:
+    for name in names:
+        checked_function_name(name)
+    return names
+
+
+def checked_function_name(name: str) -> str:
+    """Return the name if a function can have it: it becomes a part of subjects and paths, where others mean something."""
+    if not _NAME.fullmatch(name):
+        raise CommandError(f"{name!r} can be no function's name: expected a-z, 0-9 and '-'", USAGE)
+    return name
+
+
+FunctionArgument = Annotated[str, typer.Argument(help="Name of a function.", callback=checked_function_name)]
 
 _HOME = {"home": (HomeOption, DEFAULT_HOME)}
 _NAMESPACE = {"namespace": (NamespaceOption, None)}

@@ -4,6 +4,7 @@ standard error.
 
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +37,31 @@ def print_line(value: object) -> None:
     sys.stdout.flush()
 
 
+def on_one_line(text: str) -> str:
+    """Return text with line ends and control characters as escapes: data neither break a table nor steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def short_time(moment: str) -> str:
+    """Return an RFC 3339 moment to the millisecond, as UTC: of one width, so that lines that come one by one align."""
+    try:
+        utc = datetime.fromisoformat(moment).astimezone(UTC)
+    except ValueError:
+        return moment
+    return utc.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def age(since: str, now: datetime) -> str:
+    """Return how long ago an RFC 3339 moment is, as kubectl writes it: `42s`, `5m`, `3h`, `12d`."""
+    seconds = max(0, int((now - datetime.fromisoformat(since)).total_seconds()))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, empty: str) -> None:
     """Print rows under their columns, as kubectl does; `empty` goes to standard error where there is none."""
     if not rows:
@@ -55,8 +81,8 @@ def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "True" if value else "False"
     if isinstance(value, list | tuple):
-        return ",".join(str(item) for item in value) or "-"
-    return str(value)
+        return on_one_line(",".join(str(item) for item in value)) or "-"
+    return on_one_line(str(value))
 
 
 def text_of(data: bytes) -> str:

@@ -4,6 +4,7 @@ Health is asked of each program now, with the same question that told that it wa
 """
 
 import sys
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import anyio
 from msgspec import Struct
 
 from nodeless.cli.errors import DONE, FAILED
-from nodeless.cli.output import print_json, print_rows
+from nodeless.cli.output import age, print_json, print_rows, short_time
 from nodeless.cli.target import Target
 from nodeless.embedded import processes
 from nodeless.embedded.home import Home, SystemState
@@ -26,7 +27,7 @@ OF_OTHERS = frozenset({"etcd", "kube-apiserver", "kube-scheduler", "kube-control
 """Programs that are not ours; everything else of the system is, the workers of functions included."""
 COMMAND_CHARACTERS = 120
 
-COMPONENT_COLUMNS = ("component", "state", "healthy", "pid", "restarts", "memory_mb", "since")
+COMPONENT_COLUMNS = ("component", "state", "healthy", "pid", "restarts", "memory_mb", "age")
 
 
 class ProcessMemory(Struct, frozen=True, kw_only=True):
@@ -171,7 +172,7 @@ def _print(document: dict[str, Any]) -> None:
 
     context = f" (context {document['context']})" if document["context"] else ""
     memory: SystemMemory = document["memory"]
-    print(f"home         {document['home']}, running since {document['supervisor']['since']}")
+    print(f"home         {document['home']}, running since {short_time(document['supervisor']['since'])}")
     print(f"kubeconfig   {document['kubeconfig']}{context}")
     print(f"NATS         {document['nats_url']} (credentials {document['nats_credentials'] or 'none'})")
     print(f"gateway      {document['gateway_url']} (bearer token in {document['gateway_token_file']})")
@@ -179,7 +180,9 @@ def _print(document: dict[str, Any]) -> None:
         f"memory       {memory.total_mb:.0f} MB in all, {memory.own_mb:.0f} MB of it our own programs "
         "(proportional set sizes: shared pages counted once)\n"
     )
-    print_rows([msgspec.structs.asdict(each) for each in document["components"]], COMPONENT_COLUMNS, empty="")
+    now = datetime.now(UTC)
+    rows = [msgspec.structs.asdict(each) | {"age": age(each.since, now)} for each in document["components"]]
+    print_rows(rows, COMPONENT_COLUMNS, empty="")
     for each in document["components"]:
         if not each.healthy:
             ended = f"; the last time it {each.last_end}" if each.last_end else ""

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from nodeless.cli.errors import CommandError
-from nodeless.cli.output import print_json
+from nodeless.cli.output import print_json, short_time
 from nodeless.embedded import control
 from nodeless.embedded.errors import HomeBusy
 from nodeless.embedded.home import Home, SystemState
@@ -40,7 +40,10 @@ def up(directory: Path, options: SystemOptions, *, assets: Path | None, is_detac
             state = control.start_detached(home, descriptors, _show)
     except HomeBusy:
         state = _of_another(home)
-        print(f"running already in {home.directory}, since {state.started_at}", file=sys.stderr)
+        print(
+            f"running already in {home.directory}, since {short_time(state.started_at)}, with the options of that start",
+            file=sys.stderr,
+        )
         _print(state, None, is_json)
     else:
         _print(state, time.time() - started_s, is_json)

@@ -60,6 +60,12 @@ def nodeless(home: Path, *arguments: str, stdin: str | None = None) -> "subproce
         ("bogus", 2, "No such command 'bogus'"),
         ("up --bogus", 2, "No such option: --bogus"),
         ("deploy", 2, "Missing argument"),
+        ("results a/b", 2, "'a/b' can be no function's name"),
+        ("delete fine ../x", 2, "'../x' can be no function's name"),
+        ("logs hello --tail -1", 2, "Invalid value for '--tail'"),
+        ("publish orders --source= --nats nats://127.0.0.1:1", 1, "source: missing or empty"),
+        ("publish orders --id= --nats nats://127.0.0.1:1", 1, "id: missing or empty"),
+        ("up --kubeconfig {root}/README.md", 2, "kubeconfig='{root}/README.md'"),
         ("functions -o yaml", 2, "'yaml' is not one of"),
     ],
 )
@@ -146,3 +152,19 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(home: Path) -> None:
     _, errors = process.communicate(timeout=30)
 
     assert "Traceback" not in errors
+
+
+def test_output_that_cannot_be_written_is_one_message_and_no_traceback(home: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [NODELESS, "version"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+def test_closed_standard_streams_are_no_traceback(home: Path) -> None:
+    done = subprocess.run(f"{NODELESS} version >&- 2>&-", shell=True, timeout=30, check=False)
+
+    assert done.returncode == 0

@@ -1,20 +1,21 @@
 """`publish`, `tail`, `results`, `dead list`."""
 
+import os
 import sys
+from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
 
-from nodeless.cli.options import reaches
-from nodeless.cli.output import Format, OutputOption, print_json, print_line, print_rows
+from nodeless.cli.options import FunctionArgument, reaches
+from nodeless.cli.output import Format, OutputOption, on_one_line, print_json, print_line, print_rows, short_time
 from nodeless.cli.target import Target
 
-FunctionArgument = Annotated[str, typer.Argument(help="Name of a function.")]
-
-EVENT_COLUMNS = ("sequence", "time", "subject", "type", "id", "data")
-RESULT_COLUMNS = ("time", "event", "attempt", "worker", "result")
+# Rows that come one by one cannot wait for the widest: the width that a column mostly needs, 0 for the last one.
+EVENT_COLUMNS = {"sequence": 8, "time": 24, "subject": 28, "type": 20, "id": 36, "data": 0}
+RESULT_COLUMNS = {"time": 24, "event": 36, "attempt": 7, "worker": 24, "result": 0}
 DEAD_COLUMNS = ("id", "died", "subject", "event", "reason", "attempts", "message")
 
 
@@ -43,7 +44,7 @@ def publish(
 
     from nodeless.cli import events as body
 
-    content = sys.stdin.buffer.read() if data == "-" else (data or "").encode()
+    content = sys.stdin.buffer.read() if data == "-" else os.fsencode(data or "")
     event = body.new_event(subject, content, type_=type_, source=source, id_=id_, content_type=content_type)
     stored = anyio.run(body.publish, target, event)
     if output == Format.JSON:
@@ -105,26 +106,39 @@ def dead_list(target: Target, function: FunctionArgument, output: OutputOption =
     if output == Format.JSON:
         print_json(letters)
     else:
-        print_rows(letters, DEAD_COLUMNS, empty=f"no dead letters of {function}")
+        print_rows(
+            [each | {"died": short_time(each["died"])} for each in letters],
+            DEAD_COLUMNS,
+            empty=f"no dead letters of {function}",
+        )
 
 
-async def _print_each(rows: Any, columns: tuple[str, ...], output: Format, empty: str | None = None) -> None:
-    """Print rows as they come, each on a line of its own."""
+async def _print_each(rows: Any, columns: Mapping[str, int], output: Format, empty: str | None = None) -> None:
+    """Print rows as they come, each on a line of its own; what is wrong with one stands at its end."""
     count = 0
     async with aclosing(rows) as opened:
         async for row in opened:
             count += 1
             if output == Format.JSON:
                 print_line(row)
-            else:
-                print("  ".join(_shown(row[column]) for column in columns), flush=True)
+                continue
+            if count == 1:
+                _print_cells([column.upper() for column in columns], columns)
+            wrong = [f"({on_one_line(row['invalid'])})"] if "invalid" in row else []
+            _print_cells([_shown(column, row[column]) for column in columns] + wrong, columns)
     if not count and empty is not None:
         sys.stderr.write(empty + "\n")
 
 
-def _shown(value: object) -> str:
+def _print_cells(cells: list[str], columns: Mapping[str, int]) -> None:
+    widths = [*columns.values(), 0]
+    line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+    print(line.rstrip(), flush=True)
+
+
+def _shown(column: str, value: object) -> str:
     if isinstance(value, str):
-        return value or "-"
+        return on_one_line(short_time(value) if column == "time" else value) or "-"
     import msgspec
 
-    return msgspec.json.encode(value).decode()
+    return on_one_line(msgspec.json.encode(value).decode())

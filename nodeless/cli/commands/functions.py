@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nodeless.cli.errors import FAILED, CommandError
-from nodeless.cli.options import reaches
+from nodeless.cli.options import FunctionArgument, checked_function_names, reaches
 from nodeless.cli.output import Format, OutputOption, print_json, print_rows
 from nodeless.cli.target import Target
 
@@ -77,7 +77,10 @@ def deploy(
 @reaches(cluster=True)
 def delete(
     target: Target,
-    names: Annotated[list[str], typer.Argument(metavar="FUNCTION...", help="Names of functions.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="FUNCTION...", help="Names of functions.", callback=checked_function_names),
+    ],
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Delete functions, and return when their workers and consumers are gone. Their results and dead letters stay."""
@@ -117,9 +120,11 @@ def functions(
 @reaches(cluster=True)
 def logs(
     target: Target,
-    function: Annotated[str, typer.Argument(help="Name of a function.")],
+    function: FunctionArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
-    tail: Annotated[int | None, typer.Option(metavar="LINES", help="Only the last lines of each worker.")] = None,
+    tail: Annotated[
+        int | None, typer.Option(metavar="LINES", min=0, help="Only the last lines of each worker.")
+    ] = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
     """Show what a function's workers print and log, each line after its worker's name."""

@@ -7,7 +7,7 @@ import typer
 
 from nodeless.cli.errors import FAILED
 from nodeless.cli.options import reaches
-from nodeless.cli.output import Format, OutputOption, print_json
+from nodeless.cli.output import Format, OutputOption, print_json, short_time
 from nodeless.cli.target import Target
 
 RepositoryArgument = Annotated[Path, typer.Argument(metavar="REPO", help="A bare repository, or a working tree.")]
@@ -73,11 +73,12 @@ def status(repository: RepositoryArgument, output: OutputOption = Format.TABLE) 
     if output == Format.JSON:
         print_json(spool)
         return
-    since = f", the oldest since {spool.oldest_at}" if spool.oldest_at else ""
+    since = f", the oldest since {short_time(spool.oldest_at)}" if spool.oldest_at else ""
     at_work = f"; process {spool.deliverer} is delivering" if spool.deliverer is not None else ""
     print(f"{spool.waiting} push(es) wait{since}{at_work}")
     for failed in spool.failed:
         print(f"refused: {failed.name}: {failed.reason}")
     if spool.last_delivered is not None:
         last = spool.last_delivered
-        print(f"last delivered: push {last.push} at {last.delivered_at}, {last.latency_s * 1000:.0f} ms after the push")
+        after = f"{last.latency_s * 1000:.0f} ms" if last.latency_s < 1 else f"{last.latency_s:.1f} s"
+        print(f"last delivered: push {last.push} at {short_time(last.delivered_at)}, {after} after the push")
