@@ -7,6 +7,7 @@ came from the worker pod.
 
 import argparse
 import asyncio
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ class DemonstrationError(Exception):
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a command as a user would, show it, and return what it printed; raise `DemonstrationError` if it fails."""
     words = [str(word) for word in command]
-    shown = " ".join(word.replace(str(ROOT) + "/", "") for word in words)
+    shown = shlex.join(word.replace(str(ROOT) + "/", "") for word in words)
     console.print(f"[bold]$ {shown}[/bold]", soft_wrap=True)
     done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     output = (done.stdout + done.stderr).strip()
@@ -62,11 +63,12 @@ def make_repository(home: Path, directory: Path) -> Path:
     run("git", "init", "--quiet", "--bare", "--initial-branch=main", bare)
     nodeless(home, "git", "install", bare)
     run("git", "clone", "--quiet", bare, clone)
+    run("git", "-C", clone, "config", "user.name", "Ada")
+    run("git", "-C", clone, "config", "user.email", "ada@shop.example")
     (clone / "README.md").write_text("# A shop\n")
     run("git", "-C", clone, "checkout", "--quiet", "-B", "main")
     run("git", "-C", clone, "add", "README.md")
-    identity = ("-c", "user.name=Ada", "-c", "user.email=ada@shop.example")
-    run("git", "-C", clone, *identity, "commit", "--quiet", "-m", "Open the shop")
+    run("git", "-C", clone, "commit", "--quiet", "-m", "Open the shop")
     return clone
 
 
