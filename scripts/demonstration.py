@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,11 @@ from bus.core.event import event_of
 from bus.jetstream.connection import StoredMessage
 from bus.jetstream.reading import read
 from bus.jetstream.topology import consumer_state
+from nodeless.cli.errors import INTERRUPTED
 from nodeless.cli.events import lower_headers
 from nodeless.cli.target import Target
+from nodeless.embedded.controlplane.build import find_or_build
+from nodeless.embedded.controlplane.errors import ControlPlaneError
 from scripts.observe import Observer, epoch_s, observe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,12 +172,24 @@ To take it down and remove its data:
     )
 
 
+def ended(error: BaseException) -> int:
+    """Say why the demonstration ends, and return its exit status."""
+    is_interrupt = isinstance(error, KeyboardInterrupt)
+    why = "interrupted" if is_interrupt else str(error) or "no result in time"
+    console.print(f"demo: {why}", style="red", markup=False, soft_wrap=True)
+    return INTERRUPTED if is_interrupt else 1
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--keep", action="store_true", help="leave the system running and say how to look around")
     options = parser.parse_args()
+    try:
+        find_or_build()  # here, where its minutes are seen; the first `up` would be silent about them
+    except (ControlPlaneError, KeyboardInterrupt) as error:
+        return ended(error)
     directory = Path(tempfile.mkdtemp(prefix="nodeless-demo-"))
     home = directory / "home"
     started_s = time.monotonic()
@@ -191,17 +207,20 @@ def main() -> int:
             is_kept = True
             print_around(home, clone)
         return 0
-    except (DemonstrationError, TimeoutError) as error:
-        console.print(f"demo: {error or 'no result in time'}", style="red", markup=False)
+    except KeyboardInterrupt as error:
+        return ended(error)
+    except (DemonstrationError, TimeoutError, subprocess.TimeoutExpired) as error:
+        status = ended(error)
         for log in sorted((home / "logs").glob("*.log")):
             console.print(
                 f"--- {log.name}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-15:]),
                 markup=False,
                 style="dim",
             )
-        return 1
+        return status
     finally:
         if not is_kept:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave a system behind
             if home.exists():
                 subprocess.run(
                     ["nodeless", "down", "--purge", "--home", str(home)], check=False, stdout=subprocess.DEVNULL
