@@ -44,7 +44,9 @@ log = logging.getLogger("nodeless.prefork")
 OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 PACKET_BYTES_MAX = 16 * 1024
 SPARE_AFTER_S = 0.1
-"""A spare is made after so much quiet: many starts at once shall not wait for rehearsals."""
+SPARE_AFTER_MAX_S = 30.0
+"""A spare is made after so much quiet: many starts at once shall not wait for rehearsals. Longer each time that the one
+before was of no use."""
 
 # What a worker imports only when it gets there: connecting, looking a host up, reading credentials, unpacking, failing.
 IMPORTED_LATER = (
@@ -69,6 +71,7 @@ class Parent:
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         self._woken, self._waker = socket.socketpair()
         self._spare: Spare | None = None
+        self._spare_after_s = SPARE_AFTER_S
         self._is_leaving = False
 
     def serve(self) -> None:
@@ -82,7 +85,7 @@ class Parent:
         self._selector.register(self._woken, selectors.EVENT_READ, self._collect)
         self._selector.register(0, selectors.EVENT_READ, self._leave)
         while not self._is_leaving:
-            ready = self._selector.select(SPARE_AFTER_S if self._spare is None else None)
+            ready = self._selector.select(self._spare_after_s if self._spare is None else None)
             if not ready and self._spare is None:
                 self._fork_spare()
             for key, _ in ready:
@@ -159,9 +162,11 @@ class Parent:
             except OSError as error:
                 log.warning("the spare is gone: %s", error)
                 return None
+        self._spare_after_s = SPARE_AFTER_S
         return self._started(request, directory, spare.pid, started_ns)
 
     def _fork_spare(self) -> None:
+        self._spare_after_s = min(SPARE_AFTER_MAX_S, 2 * self._spare_after_s)
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             signal.pthread_sigmask(signal.SIG_BLOCK, OURS)

@@ -13,7 +13,7 @@ notifications do no harm, and neither does a restart of the node program between
     stop (deleted)      nothing    remove     never started, or stopped long ago: the object goes at once
     stop                running    stop
     stop                ended      remove     the last status is written before
-    nothing             nothing    nothing
+    nothing             nothing    forget     a start that the backend has given up may have left something
     nothing             running    stop       an orphan: removed from the API by force
     nothing             ended      forget
 
@@ -76,7 +76,7 @@ STEPS: dict[tuple[Desired, Observed], Step] = {
     (Desired.STOP, Observed.NOTHING): Step.REMOVE,
     (Desired.STOP, Observed.RUNNING): Step.STOP,
     (Desired.STOP, Observed.ENDED): Step.REMOVE,
-    (Desired.NOTHING, Observed.NOTHING): Step.NOTHING,
+    (Desired.NOTHING, Observed.NOTHING): Step.FORGET,
     (Desired.NOTHING, Observed.RUNNING): Step.STOP,
     (Desired.NOTHING, Observed.ENDED): Step.FORGET,
 }

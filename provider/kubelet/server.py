@@ -64,7 +64,7 @@ class _Listener(TLSListener):
         if not isinstance(exc, Exception):
             raise exc
         # Port scanners, and certificates of strangers: the caller is told by TLS.
-        log.info("no TLS with a caller: %s", exc)
+        log.info("no TLS with a caller: %s %s", type(exc).__name__, exc)
 
 
 def server_context(certificate: str, key: str, client_ca: str) -> ssl.SSLContext:

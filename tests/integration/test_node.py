@@ -1,10 +1,12 @@
 """The virtual node as a Kubernetes user meets it: real control plane, real processes, real kubectl."""
 
 import os
+import signal
 import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import httpx
 import pytest
 
 from bus.cluster.connection import Cluster, ClusterConfig, open_cluster
-from bus.cluster.errors import Forbidden, NotFound
+from bus.cluster.errors import ClusterError, Forbidden, NotFound
+from bus.cluster.manifests import apply_documents, documents_of
 from bus.cluster.resources import (
     CLUSTER_ROLE_BINDINGS,
     CONFIG_MAPS,
@@ -27,7 +30,8 @@ from bus.cluster.resources import (
     SERVICE_ACCOUNTS,
     Resource,
 )
-from nodeless.embedded.controlplane.launch import ControlPlane
+from nodeless.embedded.controlplane.launch import ControlPlane, running_control_plane
+from tests.integration.conftest import MANIFESTS
 from tests.node import RunningNode, running_node
 
 pytestmark = pytest.mark.integration
@@ -484,6 +488,50 @@ async def test_a_killed_node_program_adopts_its_pods_and_knows_how_they_ended(
         assert state_of(lived)["terminated"]["exitCode"] == 5
         assert lived["status"]["containerStatuses"][0]["restartCount"] == 0
         assert node.stop() == 0
+
+
+def program_of(plane: ControlPlane, name: str) -> int:
+    """Return the process id of one of the control plane's programs."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if int(entry.name) and name in argv[:2] and any(str(plane.directory) in each for each in argv):
+                return int(entry.name)
+    raise AssertionError(f"{name} does not run")
+
+
+async def test_pods_run_on_while_api_server_and_etcd_are_killed(tmp_path: Path) -> None:
+    on = {"nodeSelector": {"kubernetes.io/hostname": "vn-alone"}}
+    async with AsyncExitStack() as stack:
+        plane = await stack.enter_async_context(running_control_plane(tmp_path / "home"))
+        cluster = await stack.enter_async_context(open_cluster(ClusterConfig(kubeconfig=str(plane.kubeconfig))))
+        await apply_documents(cluster, documents_of(MANIFESTS), field_manager="nodeless-up")
+        node = await stack.enter_async_context(running_node(plane, "vn-alone"))
+        before = {}
+        for name, code in (("lives", 5), ("ends", 6)):
+            script = f"echo $$$$; while [ ! -e {node.directory / name} ]; do sleep 0.05; done; exit {code}"
+            await cluster.create(PODS, pod_of(name, script, **on), "default")
+            before[name] = await wait_pod(cluster, "default", name, is_in("Running"))
+
+        for name in ("etcd", "kube-apiserver"):
+            os.kill(program_of(plane, name), signal.SIGKILL)
+        (node.directory / "ends").touch()  # while nobody can be told
+        ended: dict[str, Any] = {"status": {}}
+        with anyio.fail_after(60):
+            while ended["status"].get("phase") != "Failed":
+                await anyio.sleep(0.1)
+                with suppress(ClusterError):
+                    ended = await cluster.get(PODS, "ends", "default")
+        lives = await cluster.get(PODS, "lives", "default")
+        lines = await log_of(cluster, "default", "lives")
+        (node.directory / "lives").touch()
+        lived = await wait_pod(cluster, "default", "lives", is_in("Failed"))
+
+        assert node.process.poll() is None
+    assert state_of(ended)["terminated"]["exitCode"] == 6
+    assert lives["status"]["containerStatuses"] == before["lives"]["status"]["containerStatuses"]
+    assert len(lines) == 1, "started once"
+    assert state_of(lived)["terminated"]["exitCode"] == 5
 
 
 async def test_pods_that_a_restart_of_the_machine_took_away_are_told_lost_and_never_run_twice(

@@ -243,6 +243,17 @@ def test_a_spare_that_was_killed_is_replaced_and_costs_no_start(parent: Parent, 
 
 
 @pytest.mark.parametrize("parent", ["spare"], indirect=True)
+def test_spares_that_die_of_themselves_are_made_ever_more_rarely(parent: Parent) -> None:
+    began_s = time.monotonic()
+    for _ in range(4):
+        (spare,) = wait_for(parent.children)
+        os.kill(spare, signal.SIGKILL)
+        wait_for(lambda: not is_there(spare))  # noqa: B023 - called at once
+
+    assert time.monotonic() - began_s > 0.2 + 0.4 + 0.8
+
+
+@pytest.mark.parametrize("parent", ["spare"], indirect=True)
 def test_a_spare_ends_with_its_parent(parent: Parent) -> None:
     (spare,) = parent.children()
     parent.process.kill()

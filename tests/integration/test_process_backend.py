@@ -539,6 +539,23 @@ async def test_a_start_that_goes_on_after_its_node_has_left_starts_nothing(state
     assert not (state / "pods/u1/worker/0/process.json").exists()
 
 
+async def test_a_start_that_was_given_up_starts_nothing_once_its_pod_is_forgotten(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provider.backends.process.launcher.START_S", 0.3)
+    async with ProcessBackend(state) as backend:
+        await backend.start(worker("warm"))
+        os.kill(processes(state)["prefork"], signal.SIGSTOP)
+        with pytest.raises(BackendUnavailable):
+            await backend.start(worker("u1"))
+        await backend.forget("u1")
+        os.kill(processes(state)["prefork"], signal.SIGCONT)
+        await backend.start(worker("u2"))  # its request is behind the other
+
+        assert {pod.uid for pod in backend.pods()} == {"warm", "u2"}
+        assert not (state / "pods/u1").exists()
+
+
 async def test_forgetting_pods_does_not_disturb_the_collecting_of_others(
     state: Path, waiting: Callable[[str], PodLaunch]
 ) -> None:

@@ -152,6 +152,9 @@ def test_a_container_in_back_off_does_not_hold_up_its_neighbour() -> None:
 def test_an_orphan_is_stopped_and_then_forgotten() -> None:
     assert plan(Desired.NOTHING, "Never", (), by_name(running()), now_s=NOW_S).step is Step.STOP
     assert plan(Desired.NOTHING, "Never", (), by_name(ended()), now_s=NOW_S).step is Step.FORGET
+    assert plan(Desired.NOTHING, "Never", (), {}, now_s=NOW_S).step is Step.FORGET, (
+        "a start given up may leave something"
+    )
 
 
 def test_a_container_that_is_being_started_counts_as_running() -> None:
