@@ -61,6 +61,14 @@ class PayloadTooLarge(BusError):
         )
 
 
+class HeadersTooLarge(PayloadTooLarge):
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes, self.size_bytes_max = size_bytes, None
+        BusError.__init__(
+            self, f"the headers take {size_bytes} bytes, and the broker stores 65535; what is long belongs in the data"
+        )
+
+
 class StreamMismatch(BusError):
     """The stream or consumer exists with a setting that the broker cannot change in place."""
 

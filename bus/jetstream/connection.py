@@ -22,16 +22,17 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from bus.core.errors import (
     BrokerUnavailable,
     BusError,
+    HeadersTooLarge,
     InvalidSubject,
     NotAllowed,
     NotFound,
     PayloadTooLarge,
     PublishUnconfirmed,
     Refused,
-    SequenceConflict,
 )
 from bus.core.event import MESSAGE_ID, Event, headers_of
 from bus.core.subjects import check_subject
+from bus.jetstream.answers import checked, status_of
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,8 @@ PING_INTERVAL_S = 10.0
 PENDING_BYTES_MAX = 8 * 1024 * 1024
 """What is kept while the connection is away: acknowledgements and reports. Stores and requests fail instead."""
 
-_WRONG_LAST_SEQUENCE = 10071
-_NOT_FOUND = {10014: "consumer", 10059: "stream", 10037: "message"}
-_MESSAGE_TOO_LARGE = 10054
+HEADER_BYTES_MAX = 0xFFFF
+"""Headers of one stored message. Source: nats-server, whose store keeps their length in 16 bits. [bytes]"""
 
 
 class BusConfig(Struct, frozen=True, kw_only=True):
@@ -104,24 +104,6 @@ class Subscription:
     def queued(self) -> int:
         """Messages received and not yet handed to the callback."""
         return int(self._subscription.pending_msgs)
-
-
-class _ApiError(Struct, frozen=True):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
-class _Answer(Struct, frozen=True):
-    """What all answers of the JetStream API have in common with an acknowledgement."""
-
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: _ApiError | None = None
-
-
-_answers = msgspec.json.Decoder(_Answer)
 
 
 class _Client(Client):
@@ -199,17 +181,22 @@ class Connection:
             all_headers[MESSAGE_ID] = message_id
         if expected_last_subject_sequence is not None:
             all_headers["Nats-Expected-Last-Subject-Sequence"] = str(expected_last_subject_sequence)
-        size = len(data) + sum(len(name) + len(value) + 4 for name, value in all_headers.items()) + 12
+        headers_size = sum(len(name) + len(value) + 4 for name, value in all_headers.items()) + 12
+        if headers_size > HEADER_BYTES_MAX:
+            raise HeadersTooLarge(headers_size)
+        size = len(data) + headers_size
         if (all_headers and size > self.payload_bytes_max) or len(data) > self.payload_bytes_max:
             raise PayloadTooLarge(size, self.payload_bytes_max)
         try:
             reply = await self._ask(subject, data, all_headers or None, timeout_s)
         except TimeoutError as error:
             raise PublishUnconfirmed(subject, f"nothing heard for {timeout_s:g} s") from error
-        if _status(reply) == "503":
+        if status_of(reply) == "503":
             raise BrokerUnavailable(self.url, f"no stream takes {subject!r}")
         try:
-            answer = self._checked(reply, f"store on {subject!r}")
+            answer = checked(reply, f"store on {subject!r}", self.url)
+        except HeadersTooLarge as error:
+            raise HeadersTooLarge(headers_size) from error
         except PayloadTooLarge as error:
             raise PayloadTooLarge(size, None) from error
         return Stored(answer.stream, answer.seq, answer.duplicate)
@@ -236,7 +223,7 @@ class Connection:
             reply = await self._ask(subject, data, None, timeout_s)
         except TimeoutError as error:
             raise BrokerUnavailable(self.url, f"no reply on {subject!r} within {timeout_s:g} s") from error
-        if _status(reply) == "503":
+        if status_of(reply) == "503":
             raise NotFound("responder", subject)
         return reply
 
@@ -261,7 +248,7 @@ class Connection:
         """Call `$JS.API.<operation>` and return its answer; `NotFound`, `Refused`, `BrokerUnavailable`."""
         data = b"" if payload is None else msgspec.json.encode(payload)
         reply = await self._request(f"$JS.API.{operation}", data, timeout_s)
-        self._checked(reply, operation)
+        checked(reply, operation, self.url)
         answer: dict[str, Any] = msgspec.json.decode(reply.data)
         return answer
 
@@ -279,7 +266,7 @@ class Connection:
             raise BrokerUnavailable(
                 self.url, f"nobody answers for {what!r} (no such stream, or it is being recovered)"
             ) from error
-        status = _status(reply)
+        status = status_of(reply)
         if status == "404":
             return None
         if status:
@@ -316,24 +303,6 @@ class Connection:
         finally:
             self._waiting.pop(token, None)
 
-    def _checked(self, reply: Msg, operation: str) -> _Answer:
-        try:
-            answer = _answers.decode(reply.data)
-        except msgspec.DecodeError as error:
-            raise Refused(operation, f"unreadable answer {bytes(reply.data)[:100]!r}") from error
-        if answer.error is None:
-            return answer
-        code, reason = answer.error.err_code, answer.error.description
-        if code == _WRONG_LAST_SEQUENCE:
-            raise SequenceConflict(operation, reason, code)
-        if code == _MESSAGE_TOO_LARGE:
-            raise PayloadTooLarge(0, None)
-        if code in _NOT_FOUND:
-            raise NotFound(_NOT_FOUND[code], operation)
-        if answer.error.code == 503:
-            raise BrokerUnavailable(self.url, reason)
-        raise Refused(operation, reason, code)
-
     async def _on_reply(self, message: Msg) -> None:
         waiting = self._waiting.get(message.subject.rsplit(".", 1)[1])
         if waiting is not None and not waiting[1].done():
@@ -368,10 +337,6 @@ class Connection:
             if self.is_closed or loop.time() >= deadline_s:
                 raise BrokerUnavailable(self.url, self._last_error or f"not connected after {timeout_s:g} s")
             await asyncio.sleep(0.02)
-
-
-def _status(message: Msg) -> str:
-    return (message.headers or {}).get("Status", "") if not message.data else ""
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ import pytest
 from bus.core.assignment import Assignment, bundle_digest, consumer_name
 from bus.core.errors import (
     BrokerUnavailable,
+    HeadersTooLarge,
     NotAllowed,
     NotFound,
     PayloadTooLarge,
@@ -21,7 +22,7 @@ from bus.core.errors import (
 )
 from bus.core.event import Event, event_of
 from bus.core.topology import ConsumerSpec
-from bus.jetstream.connection import BusConfig, Connection, Message, open_connection
+from bus.jetstream.connection import HEADER_BYTES_MAX, BusConfig, Connection, Message, open_connection
 from bus.jetstream.consumer import open_pull
 from bus.jetstream.delivery import Delivery
 from bus.jetstream.objects import get_bundle, put_bundle
@@ -121,6 +122,13 @@ async def test_what_is_too_large_is_refused_before_it_is_sent(connection: Connec
         await connection.store("events.big", b"x" * 3_000_000)
     with pytest.raises(PayloadTooLarge):
         await connection.store("events.big", b"x" * 1_500_000)
+
+
+async def test_headers_are_taken_up_to_what_the_broker_stores(connection: Connection) -> None:
+    fitting = HEADER_BYTES_MAX - 12 - len("long") - 4
+    assert (await connection.store("events.long", b"", {"long": "x" * fitting})).sequence == 1
+    with pytest.raises(HeadersTooLarge):
+        await connection.store("events.long", b"", {"long": "x" * (fitting + 1)})
 
 
 async def test_a_stored_event_is_signalled_headers_only(connection: Connection) -> None:

@@ -356,6 +356,15 @@ async def test_an_event_over_the_brokers_limit_is_refused(client: httpx.AsyncCli
     assert [len(event.data) for event in await stored(broker)] == [1024 * 1024 - 1000]
 
 
+async def test_attributes_over_the_brokers_limit_are_refused(client: httpx.AsyncClient, broker: Broker) -> None:
+    event = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}
+    long = {f"long{number}": "x" * 8000 for number in range(9)}
+    answer = await client.post("/", headers={"content-type": "application/cloudevents+json"}, json=event | long)
+
+    assert (answer.status_code, answer.json()["field"]) == (413, "attributes")
+    assert await stored(broker) == []
+
+
 async def test_more_requests_than_are_taken_at_once_are_asked_to_come_again(tmp_path: Path, broker: Broker) -> None:
     program = await Program(broker, tmp_path, in_flight_max=1).start()
     try:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from bus.core.errors import (
     BrokerUnavailable,
     BusError,
+    HeadersTooLarge,
     InvalidEvent,
     InvalidSubject,
     NotAllowed,
@@ -56,6 +57,8 @@ def problem_of(error: BusError) -> Problem:
             return Problem(status, "invalid-event", str(error), field=error.field, headers=headers)
         case InvalidSubject():
             return Problem(400, "invalid-subject", str(error), field="subject")
+        case HeadersTooLarge():
+            return Problem(413, "too-large", str(error), field="attributes")
         case PayloadTooLarge():
             return Problem(413, "too-large", str(error), field="data")
         case NotAllowed():
