@@ -164,6 +164,22 @@ def test_output_that_cannot_be_written_is_one_message_and_no_traceback(home: Pat
     assert done.stderr == "error: the output cannot be written: No space left on device\n"
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_what_to_do(home: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "KUBEBUILDER_ASSETS"}
+    done = subprocess.run(
+        [NODELESS, "up", "--detach", "--home", home],
+        env=environment | {"XDG_CACHE_HOME": "/proc/self/nowhere"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "the cache /proc/self/nowhere/nodeless/controlplane" in done.stderr
+    assert "XDG_CACHE_HOME" in done.stderr
+
+
 def test_closed_standard_streams_are_no_traceback(home: Path) -> None:
     done = subprocess.run(f"{NODELESS} version >&- 2>&-", shell=True, timeout=30, check=False)
 

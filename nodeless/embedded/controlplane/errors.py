@@ -2,6 +2,7 @@
 
 ControlPlaneError(EmbeddedError)
   ProgramMissing        the directory given by the user lacks a program: a person has to decide
+  CacheUnusable         the place for what is built cannot be written
   ToolchainMissing      no Go that can build the control plane
   BuildFailed           Go said no, with its last words
 """
@@ -27,6 +28,15 @@ class ProgramMissing(ControlPlaneError):
             )
             + f"{', '.join(missing)}; add what is missing (same Kubernetes version), or drop {source} and the control "
             "plane is built from source"
+        )
+
+
+class CacheUnusable(ControlPlaneError):
+    def __init__(self, directory: Path, reason: str) -> None:
+        self.directory = directory
+        super().__init__(
+            f"the cache {directory}, which keeps the built control plane, cannot be written: {reason}; name another "
+            "one in XDG_CACHE_HOME, or programs that are there already with --assets"
         )
 
 

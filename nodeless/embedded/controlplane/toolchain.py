@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-from nodeless.embedded.controlplane.errors import ToolchainMissing
+from nodeless.embedded.controlplane.errors import CacheUnusable, ToolchainMissing
 from nodeless.embedded.controlplane.progress import Progress
 
 PINS_NAME = "constraints-go.txt"
@@ -133,8 +133,11 @@ def locked(path: Path, progress: Progress, waiting: str) -> Iterator[None]:
     """Hold the file lock `path`, which ends with this process however it ends; say `waiting` while another holds it."""
     import time
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CacheUnusable(path.parent, error.strerror or str(error)) from error
     try:
         while True:
             try:
