@@ -15,12 +15,12 @@ What a decision obeys:
 - Deciding again without a change in the world asks for nothing more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from msgspec import Struct
 
-from bus.core.demand import SERVING, START_S_MAX, Demand, Worker
+from bus.core.demand import SERVING, START_S_MAX, Demand, Stage, Worker
 from bus.core.reports import REPORT_EXPIRY_S
 from bus.core.starts import Starts
 
@@ -72,88 +72,118 @@ class Decision(Struct, frozen=True, kw_only=True):
         return bool(self.create or self.fence or self.delete)
 
 
+class _Crew(Struct, frozen=True, kw_only=True):
+    """The workers of a function by what they are good for."""
+
+    serving: list[Worker]
+    current: list[Worker]
+    """Of those that serve: of the version that is wanted."""
+    live: list[Worker]
+    """Of the current ones."""
+    old: list[Worker]
+    """Of those that serve: of another version."""
+    fencing: list[Worker]
+    stages: dict[str, Stage]
+    """By UID, of all."""
+
+    def at(self, stage: Stage, workers: Sequence[Worker]) -> list[Worker]:
+        return [worker for worker in workers if self.stages[worker.uid] == stage]
+
+
+def _crew_of(version: str, workers: Sequence[Worker], now_s: float) -> _Crew:
+    stages = {worker.uid: worker.stage_at(now_s) for worker in workers}
+    serving = [worker for worker in workers if stages[worker.uid] in SERVING]
+    current = [worker for worker in serving if worker.version == version]
+    return _Crew(
+        serving=serving,
+        current=current,
+        live=[worker for worker in current if stages[worker.uid] == "live"],
+        old=[worker for worker in serving if worker.version != version],
+        fencing=[worker for worker in workers if stages[worker.uid] == "fencing"],
+        stages=stages,
+    )
+
+
 def decide(
     policy: ScalingPolicy, version: str, demand: Demand, workers: Sequence[Worker], starts: Starts, now_s: float
 ) -> Decision:
     """Return what to do now for a function whose workers should be of `version`."""
-    stages = {worker.uid: worker.stage_at(now_s) for worker in workers}
-    serving = [worker for worker in workers if stages[worker.uid] in SERVING]
-    current = [worker for worker in serving if worker.version == version]
-    old = [worker for worker in serving if worker.version != version]
-    fencing = [worker for worker in workers if stages[worker.uid] == "fencing"]
-    live = [worker for worker in current if stages[worker.uid] == "live"]
-
-    lag = demand.pending + demand.orphaned + sum(worker.held for worker in serving)
+    crew = _crew_of(version, workers, now_s)
+    lag = demand.pending + demand.orphaned + sum(worker.held for worker in crew.serving)
     need = max(-(-lag // policy.concurrency), int(demand.is_woken))
     wanted = min(max(need, policy.min), policy.max)
     is_retry_near = demand.due_in_s is not None and demand.due_in_s <= policy.idle_s
-    floor = max(wanted, int(is_retry_near))
 
-    # Come.
-    startable = wanted - len(current)
-    is_failing = starts.is_failing(version)
-    if is_failing:
-        is_due = now_s >= starts.due_s(version)
-        trying = len(current) - len(live)
-        startable = min(startable, 1 - trying) if is_due else 0
-    unused = [worker for worker in old if stages[worker.uid] == "unbound"]
-    room = policy.max - (len(serving) - len(unused)) - len(fencing)
+    startable = _startable(wanted, crew, starts, version, now_s)
+    unused = crew.at("unbound", crew.old)
+    room = policy.max - (len(crew.serving) - len(unused)) - len(crew.fencing)
     created = max(0, min(startable, room))
-
-    # Go: old ones that are replaced or in the way, idle ones, those above the ceiling.
-    going = unused
-    replaceable = sorted(
-        (worker for worker in old if stages[worker.uid] == "live"),
-        key=lambda worker: (worker.held, -worker.idle_for_s(now_s)),
-    )
-    lacking_room = max(0, startable - max(0, room) - len(fencing))
-    kept = max(0, min(floor - len(live), len(replaceable) - lacking_room))
-    going += replaceable[: max(0, len(replaceable) - kept)]
-    idle = [
-        worker for worker in current if _idle_s(worker, now_s) >= policy.idle_s and stages[worker.uid] != "starting"
-    ]
-    idle = [worker for worker in idle if worker.held == 0]
-    idle.sort(key=lambda worker: (-_idle_s(worker, now_s), -worker.ordinal))
-    surplus = idle[: max(0, len(current) - floor)]
-    going += surplus
-    above = len(current) - len(surplus) - policy.max
-    if above > 0:
-        rest = [worker for worker in current if stages[worker.uid] != "starting" and worker not in surplus]
-        rest.sort(key=lambda worker: (worker.held, -worker.idle_for_s(now_s)))
-        going += rest[:above]
-
-    checks = False
-    if going and len(going) == len(serving) and wanted == 0 and not demand.is_checked:
+    floor = max(wanted, int(is_retry_near))
+    lacking_room = max(0, startable - max(0, room) - len(crew.fencing))
+    going = [*unused, *_replaced(crew, floor, lacking_room, now_s), *_not_needed(policy, crew, floor, now_s)]
+    checks = bool(going) and len(going) == len(crew.serving) and wanted == 0 and not demand.is_checked
+    if checks:
         going.pop()
-        checks = True
-    stays = len(serving) - len(going) + created
-    fence = [worker.uid for worker in going if stages[worker.uid] == "live"]
-    delete = [worker.uid for worker in going if stages[worker.uid] == "unbound"]
-
-    fence += [worker.uid for worker in fencing if now_s - (worker.fence_asked_s or 0.0) >= FENCE_AGAIN_S]
-    delete += [worker.uid for worker in workers if stages[worker.uid] == "fenced"]
-    delete += [worker.uid for worker in workers if stages[worker.uid] == "silent" and _deleted_when_s(worker) <= now_s]
-    finished = [worker for worker in workers if stages[worker.uid] == "finished"]
-    if is_failing and not created and not live:
-        exhibits = [worker for worker in finished if worker.version == version and worker.phase == "Failed"]
-        newest = max(exhibits, key=lambda worker: worker.seen_s, default=None)
-        finished = [worker for worker in finished if worker is not newest]
-    delete += [worker.uid for worker in finished]
-
-    cause, reason = _cause(
-        policy, version, demand, starts, lag, wanted, created, len(current), len(old), going, serving
-    )
+    stays = len(crew.serving) - len(going) + created
+    cause, reason = _cause(policy, version, demand, starts, lag, wanted, created, crew, going)
     return Decision(
         desired=min(policy.max, max(wanted, stays)),
         cause=cause,
         reason=reason,
         create=_lowest_free({worker.ordinal for worker in workers}, created),
-        fence=tuple(fence),
-        delete=tuple(delete),
+        fence=_uids(crew.at("live", going))
+        + _uids(each for each in crew.fencing if now_s - (each.fence_asked_s or 0.0) >= FENCE_AGAIN_S),
+        delete=_uids(crew.at("unbound", going)) + _uids(_useless(version, crew, workers, starts, created, now_s)),
         listens=wanted == 0 and (checks or stays == 0),
         checks=checks,
-        look_again_s=_look_again_s(policy, version, demand, workers, starts, wanted > len(current) + created, now_s),
+        look_again_s=_look_again_s(
+            policy, version, demand, workers, starts, wanted > len(crew.current) + created, now_s
+        ),
     )
+
+
+def _startable(wanted: int, crew: _Crew, starts: Starts, version: str, now_s: float) -> int:
+    """Return how many more are wanted and may be tried; below 0 where there are too many."""
+    missing = wanted - len(crew.current)
+    if not starts.is_failing(version):
+        return missing
+    trying = len(crew.current) - len(crew.live)
+    return min(missing, 1 - trying) if now_s >= starts.due_s(version) else 0
+
+
+def _replaced(crew: _Crew, floor: int, lacking_room: int, now_s: float) -> list[Worker]:
+    """Return the live old workers to fence: those in whose place a new one is live, and those in a new one's way."""
+    replaceable = sorted(crew.at("live", crew.old), key=lambda worker: (worker.held, -worker.idle_for_s(now_s)))
+    kept = max(0, min(floor - len(crew.live), len(replaceable) - lacking_room))
+    return replaceable[: max(0, len(replaceable) - kept)]
+
+
+def _not_needed(policy: ScalingPolicy, crew: _Crew, floor: int, now_s: float) -> list[Worker]:
+    """Return the current workers to let go: idle ones above the floor, then any above the ceiling; none that starts."""
+    started = [worker for worker in crew.current if crew.stages[worker.uid] != "starting"]
+    idle = [worker for worker in started if worker.held == 0 and _idle_s(worker, now_s) >= policy.idle_s]
+    idle.sort(key=lambda worker: (-_idle_s(worker, now_s), -worker.ordinal))
+    surplus = idle[: max(0, len(crew.current) - floor)]
+    rest = [worker for worker in started if worker not in surplus]
+    rest.sort(key=lambda worker: (worker.held, -worker.idle_for_s(now_s)))
+    return surplus + rest[: max(0, len(crew.current) - len(surplus) - policy.max)]
+
+
+def _useless(
+    version: str, crew: _Crew, workers: Sequence[Worker], starts: Starts, created: int, now_s: float
+) -> list[Worker]:
+    """Return those whose pods may go at once: fenced, silent for long, finished; but for one to look at."""
+    silent = [worker for worker in crew.at("silent", workers) if _deleted_when_s(worker) <= now_s]
+    finished = crew.at("finished", workers)
+    if starts.is_failing(version) and not created and not crew.live:
+        exhibits = [worker for worker in finished if worker.version == version and worker.phase == "Failed"]
+        newest = max(exhibits, key=lambda worker: worker.seen_s, default=None)
+        finished = [worker for worker in finished if worker is not newest]
+    return crew.at("fenced", workers) + silent + finished
+
+
+def _uids(workers: Iterable[Worker]) -> tuple[str, ...]:
+    return tuple(worker.uid for worker in workers)
 
 
 def _idle_s(worker: Worker, now_s: float) -> float:
@@ -185,15 +215,13 @@ def _cause(
     lag: int,
     wanted: int,
     created: int,
-    current: int,
-    old: int,
+    crew: _Crew,
     going: list[Worker],
-    serving: list[Worker],
 ) -> tuple[Cause, str]:
     if created:
         if wanted == policy.min and lag <= policy.concurrency * (wanted - 1):
             return "Floor", f"at least {policy.min} wanted"
-        if old and current + created <= old:
+        if crew.old and len(crew.current) + created <= len(crew.old):
             return "Replaced", f"version {version} replaces what was deployed before"
         if lag == 0:
             return "Woken", "an event was stored"
@@ -204,15 +232,15 @@ def _cause(
     if going:
         if any(worker.version != version for worker in going):
             return "Replaced", f"version {version} replaces what was deployed before"
-        if len(serving) > policy.max:
+        if len(crew.serving) > policy.max:
             return "Ceiling", f"at most {policy.max} wanted"
         return "Idle", f"nothing to do for {policy.idle_s:g} s"
-    if starts.is_failing(version) and wanted > current:
+    if starts.is_failing(version) and wanted > len(crew.current):
         return (
             "BackingOff",
             f"{starts.failures} failed starts; the next try comes {starts.backoff_s:g} s after the last",
         )
-    if serving:
+    if crew.serving:
         return "Serving", "there is work" if lag else "there was work a moment ago"
     waiting = f"; {_events(demand.not_due)} will be tried again when due" if demand.not_due else ""
     return "Asleep", f"nothing to do{waiting}"
