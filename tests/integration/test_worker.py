@@ -5,9 +5,12 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bus.core.assignment import EXIT_FUNCTION_UNUSABLE, DeliveryPolicy
+from bus.core.attempts import Attempt, History
+from bus.core.event import Event
 from bus.core.reports import FENCE
 from tests.broker import Broker, running_broker
 from tests.worker import SUBJECT, function_on
@@ -312,6 +315,78 @@ async def test_a_history_that_cannot_be_read_does_not_hold_its_event_for_ever(br
 
     assert "history unreadable" in worker.log
     assert len(dead) == 1
+
+
+async def test_a_history_that_somebody_else_has_written_is_not_overwritten(broker: Broker, tmp_path: Path) -> None:
+    marker = tmp_path / "go"
+    source = f"""
+import asyncio, pathlib
+
+async def handle(event):
+    print("begun", flush=True)
+    while not pathlib.Path({str(marker)!r}).exists():
+        await asyncio.sleep(0.02)
+    raise ValueError("no")
+"""
+    async with function_on(broker, tmp_path, source) as function:
+        worker = function.start_worker()
+        await function.publish(1)
+        await worker.wait_log("begun")
+        theirs = History(attempts=(Attempt(delivery=1, outcome="failed", worker="another", error="of another"),))
+        subject = function.assignment.attempts_subject(1)
+        await function.admin.store(subject, msgspec.json.encode(theirs))
+        marker.touch()
+        await worker.wait_log("another worker has written the history")
+        await function.wait_settled()
+        dead = await function.dead()
+
+    history = dead[0].letter.history
+    assert [(each.delivery, each.worker) for each in history] == [(1, "another"), (2, "worker-0"), (3, "worker-0")]
+
+
+async def test_a_result_that_was_stored_by_a_worker_that_died_before_its_acknowledgement_stays(
+    broker: Broker, tmp_path: Path
+) -> None:
+    async with function_on(broker, tmp_path, "async def handle(event):\n    return 'second'\n") as function:
+        event = Event(
+            subject=SUBJECT, id="e1", source="tests", type="orders.created",
+            datacontenttype="application/json", data=b'{"n":1}',
+        )  # fmt: skip
+        subject = f"{function.assignment.results_prefix}.{event.digest}"
+        await function.admin.store(subject, b"first", {"Nodeless-Event-Id": "e1"}, expected_last_subject_sequence=0)
+        worker = function.start_worker()
+        await function.publish(1)
+        await function.wait_settled()
+        results, dead = await function.results(), await function.dead()
+
+    assert {id_: value for id_, (value, _) in results.items()} == {"e1": b"first"}
+    assert dead == []
+    assert "a result is stored already" in worker.log
+
+
+async def test_a_call_longer_than_the_lease_survives_a_broker_that_is_away_for_longer_than_that(
+    broker: Broker, tmp_path: Path
+) -> None:
+    source = """
+import asyncio
+
+async def handle(event):
+    print("begun", flush=True)
+    await asyncio.sleep(6)
+    return event.id
+"""
+    async with function_on(broker, tmp_path, source, lease_s=2.0) as function:
+        worker = function.start_worker()
+        await function.publish(2)
+        await worker.wait_log("begun", count=2)
+        broker.kill()
+        await asyncio.sleep(3)
+        await broker.start()
+        await function.wait_settled(60)
+        results, dead = await function.results(), await function.dead()
+
+    assert {id_: value for id_, (value, _) in results.items()} == {"e1": b"e1", "e2": b"e2"}
+    assert dead == []
 
 
 async def test_a_loop_blocked_beyond_the_lease_doubles_no_result_and_takes_nobody_elses_delivery(
