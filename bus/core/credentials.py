@@ -62,8 +62,18 @@ def program_permissions(program: Program) -> Permissions:
             )
         case "dispatcher":
             return Permissions(
-                publish=("$JS.API.>", "control.>", "decisions.>"),
-                subscribe=(inbox, "wake.>", "reports.>", "$JS.EVENT.ADVISORY.>"),
+                publish=(
+                    "$JS.API.STREAM.INFO.*",
+                    "$JS.API.STREAM.CREATE.*",
+                    "$JS.API.STREAM.UPDATE.*",
+                    f"$JS.API.CONSUMER.INFO.{EVENTS}.*",
+                    f"$JS.API.CONSUMER.CREATE.{EVENTS}.>",
+                    f"$JS.API.CONSUMER.DELETE.{EVENTS}.*",
+                    f"$JS.API.CONSUMER.CREATE.{ATTEMPTS}.*.>",
+                    f"$JS.API.CONSUMER.MSG.NEXT.{ATTEMPTS}.*",
+                    "control.>",
+                ),
+                subscribe=(inbox, "wake.>", "reports.>"),
             )
 
 

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bus.core.assignment import Assignment, bundle_digest, consumer_name
@@ -11,7 +13,8 @@ from bus.core.errors import NotAllowed
 from bus.core.event import Event
 from bus.core.topology import ConsumerSpec
 from bus.jetstream.connection import Connection, Message, open_connection
-from bus.jetstream.topology import consumer_state, ensure_consumer
+from bus.jetstream.reading import read
+from bus.jetstream.topology import consumer_state, delete_consumer, ensure_consumer, ensure_streams, message_count
 from tests.broker import Broker, running_broker
 
 pytestmark = pytest.mark.integration
@@ -98,6 +101,34 @@ async def test_no_user_but_the_dispatcher_administers_or_speaks_for_others(broke
         for subject in ADMINISTRATION:
             with pytest.raises(NotAllowed):
                 await connection.store(subject, b"", timeout_s=2)
+
+
+async def test_the_dispatcher_makes_what_functions_need_and_can_neither_forge_nor_destroy_events(
+    broker: Broker, admin: Connection
+) -> None:
+    spec = ConsumerSpec(name=OWN.consumer, stream="EVENTS", patterns=("events.a",), owner="default/own", owner_uid="u")
+    await admin.store(OWN.attempts_subject(1), b"record")
+    async with open_connection(broker.config("dispatcher")) as dispatcher:
+        assert await ensure_streams(dispatcher) == []
+        for patterns in (("events.a",), ("events.a", "events.b.*"), ("events.c.>",)):
+            assert await ensure_consumer(dispatcher, msgspec.structs.replace(spec, patterns=patterns))
+        assert (await consumer_state(dispatcher, "EVENTS", OWN.consumer)).pending == 0
+        assert await message_count(dispatcher, "DEAD", OWN.dead_subject) == 0
+        async with aclosing(read(dispatcher, "ATTEMPTS", "attempts.default.own.EVENTS.*")) as records:
+            assert [record.data async for record in records] == [b"record"]
+        await delete_consumer(dispatcher, "EVENTS", OWN.consumer)
+        for subject in (
+            "events.a",
+            "dead.default.own",
+            "reports.default.own.uid",
+            "$JS.API.STREAM.DELETE.EVENTS",
+            "$JS.API.STREAM.PURGE.EVENTS",
+            "$JS.API.STREAM.MSG.DELETE.EVENTS",
+            "$JS.API.DIRECT.GET.EVENTS",
+            f"$JS.API.CONSUMER.MSG.NEXT.EVENTS.{FOREIGN.consumer}",
+        ):
+            with pytest.raises(NotAllowed):
+                await dispatcher.store(subject, b"", timeout_s=2)
 
 
 @pytest.mark.parametrize("program", ["gateway", "git", "dispatcher", "worker"])
