@@ -55,6 +55,23 @@ async def test_an_event_stored_in_the_moment_of_going_to_sleep_is_handled_at_onc
     await system.wait_settled("drowsy")
 
 
+async def test_a_broker_killed_while_a_function_goes_to_sleep_costs_no_event(
+    system: Dispatching, node: StandInNode
+) -> None:
+    """The connection breaks between any two of: listen, confirm, read, fence."""
+    await system.deploy("shaken", ECHO, scaling={"idle": "200ms"})
+    draw = random.Random(11)
+
+    for number in range(1, 6):
+        await system.publish("shaken")
+        # A worker that was fenced and not heard for that is a matter of seconds.
+        await system.wait_results("shaken", number, 10)
+        await anyio.sleep(0.15 + 0.2 * draw.random())
+        await system.broker.restart()
+        await system.connection.wait_connected(10)
+    await system.wait_settled("shaken")
+
+
 async def test_an_event_whose_signal_never_comes_is_found_by_the_cross_check(
     system: Dispatching, node: StandInNode
 ) -> None:
