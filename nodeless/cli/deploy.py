@@ -232,7 +232,7 @@ async def _applied(cluster: Cluster, wanted: dict[str, Any]) -> Deployed:
         bundle=after["spec"]["code"]["bundle"],
         subjects=tuple(trigger["subject"] for trigger in after["spec"]["triggers"]),
         changes=tuple(changes),
-        message=f"not subscribed within {SUBSCRIBED_WAIT_S:.0f} s: is the dispatcher running?",
+        message=f"no word from the dispatcher within {SUBSCRIBED_WAIT_S:.0f} s: is it well? (`nodeless status`)",
     )
 
 

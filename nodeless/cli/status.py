@@ -21,6 +21,8 @@ from nodeless.embedded.program import ProgramSpec
 from nodeless.embedded.readiness import is_healthy
 from nodeless.embedded.supervisor import ProgramState
 
+COMING = frozenset({"waiting", "starting"})
+"""States of a program that is on its way for the first time or again: nothing to look up in its log."""
 HEALTH_WITHIN_S = 3.0
 SUPERVISOR, NODE = "supervisor", "node"
 OF_OTHERS = frozenset({"etcd", "kube-apiserver", "kube-scheduler", "kube-controller-manager", "nats-server"})
@@ -184,7 +186,7 @@ def _print(document: dict[str, Any]) -> None:
     rows = [msgspec.structs.asdict(each) | {"age": age(each.since, now)} for each in document["components"]]
     print_rows(rows, COMPONENT_COLUMNS, empty="")
     for each in document["components"]:
-        if not each.healthy:
+        if not each.healthy and each.state not in COMING:
             ended = f"; the last time it {each.last_end}" if each.last_end else ""
             sys.stderr.write(f"{each.component} is not well ({each.state}){ended}; its log is {each.log}\n")
     print()
