@@ -34,7 +34,6 @@ def launch_of(
             for each in spec["containers"]
             if each["name"] in restarts
         ),
-        grace_s=float(spec.get("terminationGracePeriodSeconds", GRACE_S)),
     )
 
 

@@ -32,8 +32,6 @@ class PodLaunch(Struct, frozen=True, kw_only=True):
     namespace: str
     name: str
     containers: tuple[ContainerLaunch, ...]
-    grace_s: float = 30.0
-    """Time between SIGTERM and SIGKILL when it is stopped. [seconds]"""
 
 
 class ContainerObservation(Struct, frozen=True, kw_only=True):

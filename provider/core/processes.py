@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from bus.core.assignment import ENVIRONMENT_BUNDLES, ENVIRONMENT_TERMINATION_LOG
+from provider.core.history import EXIT_UNKNOWN, REASON_UNKNOWN
 from provider.core.launch import ContainerObservation
 from provider.core.logs import time_of
 
@@ -12,10 +13,6 @@ ENVIRONMENT_LOG = "NODELESS_LOG"
 """Set to `cri` it makes a worker write its log in the format of container engines."""
 MESSAGE_BYTES_MAX = 4096
 """As much of a termination message as Kubernetes takes."""
-
-STATUS_UNKNOWN = "ContainerStatusUnknown"
-EXIT_UNKNOWN = 137
-"""As a kubelet tells a container that is gone and whose end nobody saw."""
 
 
 class PodRecord(Struct, frozen=True, kw_only=True):
@@ -51,7 +48,7 @@ def unknown_ending(now_ns: int) -> Ending:
     return Ending(
         exit_code=EXIT_UNKNOWN,
         finished_ns=now_ns,
-        reason=STATUS_UNKNOWN,
+        reason=REASON_UNKNOWN,
         message="its process is gone, and nobody was there to see how it ended",
     )
 

@@ -17,10 +17,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import anyio
-from msgspec import Struct
 
 from bus.cluster.connection import Cluster
-from bus.cluster.errors import Conflict, Forbidden, Invalid, NotFound
+from bus.cluster.errors import Conflict, Forbidden, NotFound
 from bus.cluster.informer import Change, Informer, open_informer
 from bus.cluster.resources import PODS
 from provider import events
@@ -30,14 +29,15 @@ from provider.core.environment import Facts, Shortage, absent_optional, environm
 from provider.core.history import Containers, remembered
 from provider.core.images import Refusal
 from provider.core.launch import ContainerObservation, PodObservation
-from provider.core.plan import Desired, Observed, Plan, Step, desired_of, observed_of, plan
-from provider.core.status import Knowledge, Place, Waiting, changes, status_of, whole_seconds
+from provider.core.plan import Desired, Step, desired_of, plan
+from provider.core.status import Place, Waiting
 from provider.core.support import notices_of, refusal_of
 from provider.errors import BackendUnavailable, CapacityExceeded, PodNotFound, PodRejected
 from provider.events import Recorder
 from provider.node.inputs import Inputs, open_inputs
 from provider.node.lanes import Lanes
-from provider.node.record import Record
+from provider.node.record import Record, View
+from provider.node.telling import Teller
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +49,8 @@ INPUTS_AGAIN_S = 5.0
 """How long a pod waits for a Secret or ConfigMap before it looks again."""
 BACKEND_AGAIN_FIRST_S = 0.5
 BACKEND_AGAIN_MAX_S = 30.0
-SILENCE_S = 1.0
-"""How long after a start its status waits for the backend's first word: told earlier, the API would hear of the pod twice
-within a millisecond, and of its running second."""
 ORPHAN_GRACE_S = 1.0
 """What a pod gets that was removed from the API by force. Source: the kubelet's shortest grace period."""
-STRATEGIC = "application/strategic-merge-patch+json"
-
-
-class View(Struct, frozen=True):
-    """One pod at one moment."""
-
-    pod: dict[str, Any] | None
-    desired: Desired
-    runs: Containers
-    plan: Plan
 
 
 class Pods:
@@ -84,6 +71,7 @@ class Pods:
         self._orphans: dict[str, PodObservation] = {}
         self._starting = anyio.CapacityLimiter(STARTS_AT_ONCE)
         self._writing = anyio.CapacityLimiter(WRITES_AT_ONCE)
+        self._teller = Teller(cluster, recorder, place, self._writing)
         self._inputs: Inputs
         self._lanes: Lanes
         self._informer: Informer
@@ -165,7 +153,7 @@ class Pods:
             observation = self._orphans.pop(uid, None)
             if observation is not None:
                 record.observe(observation)
-            self._tell_lost(pod, record)
+            self._teller.tell_lost(pod, record)
         if pod is not None and record.answer is not None:
             pod = max(pod, record.answer, key=_version)
         desired = desired_of(pod, is_refused=record.refusal is not None)
@@ -275,84 +263,11 @@ class Pods:
             # Gone already: of a pod that is gone, a node is told that it may not.
             log.info("pod was removed by somebody else: %s", error, extra={"pod_uid": metadata["uid"]})
 
-    # -- what the API is told
-
     async def _write_status(self, uid: str, record: Record) -> float | None:
-        """Write what differs from the status that the API has; return when there will be something to tell."""
         view = self._view(uid)
         if view is None or view.pod is None:
             return None
-        self._tell(view, record)
-        if self._is_silent(record, view):
-            return SILENCE_S
-        known = Knowledge(
-            runs=view.runs,
-            previous=record.previous(view.runs),
-            waiting=self._waiting(view, record),
-            refusal=record.refusal,
-        )
-        wanted = status_of(view.pod, known, self._place, now=whole_seconds(_now()))
-        status = changes(view.pod.get("status") or {}, wanted)
-        # That the deletion was seen goes without saying: the end is told in a moment, and two writes become one.
-        unsaid = {"observedGeneration", "conditions"} if view.plan.step is Step.STOP else set()
-        if not status.keys() - unsaid:
-            return None
-        metadata = view.pod["metadata"]
-        path = PODS.path(metadata["namespace"], metadata["name"], "status")
-        try:
-            async with self._writing:
-                # The UID is a precondition: a pod made again under this name is another one.
-                record.answer = await self._cluster.call(
-                    "PATCH", path, body={"metadata": {"uid": uid}, "status": status}, content_type=STRATEGIC
-                )
-        except (NotFound, Conflict, Forbidden) as error:
-            # The pod is gone, or another has its name; the informer is about to say so.
-            log.debug("status not wanted: %s", error, extra={"pod_uid": uid})
-        except Invalid:
-            log.exception("the API server refuses the status", extra={"pod_uid": uid, "status": status})
-        return None
-
-    def _is_silent(self, record: Record, view: View) -> bool:
-        return (
-            view.desired is Desired.RUN
-            and anyio.current_time() - record.launched_at < SILENCE_S
-            and any(run.state == "waiting" and not run.reason for run in view.runs.values())
-        )
-
-    def _waiting(self, view: View, record: Record) -> dict[str, Waiting]:
-        assert view.pod is not None
-        metadata = view.pod["metadata"]
-        waiting: dict[str, Waiting] = {}
-        if record.waiting is not None:
-            waiting = dict.fromkeys(view.plan.starts, record.waiting)
-        for name, delay_s in view.plan.back_offs.items():
-            who = f"{metadata['name']}_{metadata['namespace']}({metadata['uid']})"
-            message = f"back-off {delay_s:g}s restarting failed container={name} pod={who}"
-            waiting[name] = Waiting("CrashLoopBackOff", message)
-        return waiting
-
-    def _tell(self, view: View, record: Record) -> None:
-        assert view.pod is not None
-        for name, run in view.runs.items():
-            if run.state == "running" and record.first_time("started", name, run.restart):
-                self._recorder.tell(events.started(view.pod, name))
-        for each in view.pod["spec"].get("ephemeralContainers") or ():
-            if record.first_time("ephemeral", each["name"]):
-                self._recorder.tell(events.ephemeral_container(view.pod, each["name"]))
-        for name in view.plan.back_offs:
-            if record.first_time("back-off", name, view.runs[name].restart):
-                self._recorder.tell(events.back_off(view.pod, name))
-
-    def _tell_lost(self, pod: dict[str, Any] | None, record: Record) -> None:
-        """Say which containers ran before this process, and are gone; those that run on are not told as started."""
-        if pod is None:
-            return
-        for each in (pod.get("status") or {}).get("containerStatuses") or ():
-            if "running" not in (each.get("state") or {}):
-                continue
-            record.first_time("started", each["name"], each["restartCount"])
-            if record.observation is None and observed_of(record.history) is Observed.ENDED:
-                self._recorder.tell(events.lost(pod, each["name"]))
+        return await self._teller.tell(view, record)
 
 
 @asynccontextmanager

@@ -1,11 +1,13 @@
-"""What this process remembers of one pod, beside API and backend. It can be lost at any time."""
+"""What this process remembers of one pod, beside API and backend (it can be lost at any time), and one look at it all."""
 
 from typing import Any
+
+from msgspec import Struct
 
 from provider.core.history import Containers, newest
 from provider.core.images import Refusal
 from provider.core.launch import ContainerObservation, PodObservation
-from provider.core.plan import calm_restart
+from provider.core.plan import Desired, Plan, calm_restart
 from provider.core.status import Waiting
 
 
@@ -67,3 +69,12 @@ class Record:
             return False
         self.told.add(key)
         return True
+
+
+class View(Struct, frozen=True):
+    """One pod at one moment."""
+
+    pod: dict[str, Any] | None
+    desired: Desired
+    runs: Containers
+    plan: Plan

@@ -114,7 +114,6 @@ def test_the_launch_holds_only_the_containers_that_are_to_start_with_references_
     assert (container.name, container.restart) == ("main", 3)
     assert container.command == ("serve", "80", "$(PORT)")
     assert container.memory_bytes_max == 64 * 1024 * 1024
-    assert launch.grace_s == 5.0
 
 
 def test_a_deletion_decides_the_grace_period() -> None:
