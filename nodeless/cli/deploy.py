@@ -92,8 +92,7 @@ def function_object(
     }
     for option, value in {**declared.options, **options}.items():
         section, field = _OPTIONS[option]
-        if option in _DURATIONS:
-            _check_duration(option, value)
+        _check_option(option, value)
         spec.setdefault(section, {})[field] = value
     if environment:
         spec["pod"] = {"env": [{"name": key, "value": value} for key, value in sorted(environment.items())]}
@@ -105,7 +104,12 @@ def function_object(
     }
 
 
-def _check_duration(option: str, value: object) -> None:
+def _check_option(option: str, value: object) -> None:
+    """Raise `DeployError` for a value of another kind: the server's own words for that are hard to read."""
+    if option not in _DURATIONS:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise DeployError(f"{option}={value!r}: expected a whole number")
+        return
     try:
         duration_s(str(value))
     except ValueError as error:

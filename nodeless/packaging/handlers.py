@@ -73,9 +73,11 @@ def declared_handlers(sources: Mapping[str, bytes]) -> list[Declared]:
         module = module_of(path)
         if module is None:
             continue
-        for node in _parsed(path, sources[path]).body:
+        tree = _parsed(path, sources[path])
+        marks = _marks(tree)
+        for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                decorator = _decorator(node)
+                decorator = _decorator(node, marks)
                 if decorator is not None:
                     found.append(_declared(path, module, node.name, decorator))
     by_name: dict[str, Declared] = {}
@@ -113,7 +115,7 @@ def named_handler(sources: Mapping[str, bytes], handler: str) -> Declared:
         )
     node = names[attribute]
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        decorator = _decorator(node)
+        decorator = _decorator(node, _marks(tree))
         if decorator is not None:
             return _declared(path, module, attribute, decorator)
     return Declared(handler=handler, name=function_name(attribute))
@@ -131,6 +133,9 @@ def only_handler(sources: Mapping[str, bytes]) -> Declared:
     if len(candidates) == 1:
         return named_handler(sources, candidates[0].handler)
     seen = ", ".join(each.handler for each in candidates) or "no public function"
+    left_out = sorted(path for path in sources if path.endswith(".py") and module_of(path) is None)
+    if left_out:
+        seen += f" (and {', '.join(left_out[:3])}, which cannot be imported under such a name)"
     raise DeployError(
         f"which function is the handler? Seen: {seen}; name one with --handler module:callable, or mark it with "
         "@nodeless.function(subject=…)"
@@ -159,16 +164,24 @@ def _bound_names(node: ast.stmt) -> list[str]:
     return []
 
 
-def _decorator(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> ast.Call | None:
+def _marks(tree: ast.Module) -> frozenset[str]:
+    """Return how the module may write the decorator, as its imports name it."""
+    marks = {"function", "nodeless.function"}
+    for node in tree.body:
+        match node:
+            case ast.ImportFrom(module="nodeless", level=0):
+                marks |= {alias.asname for alias in node.names if alias.name == "function" and alias.asname}
+            case ast.Import():
+                marks |= {
+                    f"{alias.asname}.function" for alias in node.names if alias.name == "nodeless" and alias.asname
+                }
+    return frozenset(marks)
+
+
+def _decorator(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, marks: frozenset[str]) -> ast.Call | None:
     for decorator in node.decorator_list:
         target = decorator.func if isinstance(decorator, ast.Call) else decorator
-        is_ours = (isinstance(target, ast.Name) and target.id == "function") or (
-            isinstance(target, ast.Attribute)
-            and target.attr == "function"
-            and isinstance(target.value, ast.Name)
-            and target.value.id == "nodeless"
-        )
-        if is_ours:
+        if ast.unparse(target) in marks:
             return decorator if isinstance(decorator, ast.Call) else ast.Call(func=target, args=[], keywords=[])
     return None
 

@@ -1,12 +1,15 @@
 """Events as the command line makes and shows them."""
 
+import re
+
 import pytest
 
 from bus.core.errors import InvalidEvent
 from bus.core.event import headers_of
 from bus.jetstream.connection import StoredMessage
-from nodeless.cli.deploy import spec_changes
+from nodeless.cli.deploy import function_object, spec_changes
 from nodeless.cli.events import _event_row, new_event
+from nodeless.packaging.handlers import Declared, DeployError
 
 DEFAULTS = {"type_": None, "source": "shell", "id_": None, "content_type": None}
 
@@ -49,6 +52,26 @@ def test_an_event_that_is_none_is_shown_with_what_is_wrong() -> None:
     assert row["sequence"] == 7
     assert row["data"] == "junk"
     assert row["invalid"] == "invalid CloudEvent: source: missing or empty"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attempts": "x"}, "attempts='x': expected a whole number"),
+        ({"max": True}, "max=True: expected a whole number"),
+        ({"timeout": 5}, "timeout=5: '5' is no duration such as 30s"),
+        ({"idle": "soon"}, "idle=soon: 'soon' is no duration"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_before_anything_is_stored(
+    options: dict[str, object], message: str
+) -> None:
+    declared = Declared(handler="app:a", name="a", subjects=("events.a",), options=options)
+
+    with pytest.raises(DeployError, match=re.escape(message)):
+        function_object(
+            declared, namespace="default", name="a", subjects=(), bundle="sha256:0", options={}, environment={}
+        )
 
 
 def test_a_changed_environment_is_told_as_it_was_given() -> None:

@@ -34,6 +34,29 @@ def test_declared_handlers_carry_what_their_decorator_says() -> None:
     assert (second.handler, second.name, second.subjects) == ("app:other", "second", ("events.a", "events.b.*"))
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        b"import nodeless as bus\n@bus.function(subject='events.a')\ndef a(e): ...\n",
+        b"from nodeless import Event, function as on\n@on(subject='events.a')\ndef a(e): ...\n",
+        b"from nodeless import function\n@function(subject='events.a')\nasync def a(e): ...\n",
+    ],
+)
+def test_the_decorator_is_known_by_whatever_name_it_was_imported(source: bytes) -> None:
+    (found,) = declared_handlers({"app.py": source})
+
+    assert (found.name, found.subjects) == ("a", ("events.a",))
+
+
+def test_a_decorator_of_somebody_else_declares_nothing() -> None:
+    assert declared_handlers({"app.py": b"import other as bus\n@bus.function\ndef a(e): ...\n"}) == []
+
+
+def test_a_file_that_cannot_be_imported_is_named_where_no_handler_is_found() -> None:
+    with pytest.raises(DeployError, match=r"no public function \(and my-app\.py, which cannot be imported"):
+        only_handler({"my-app.py": b"def a(e): ...\n"})
+
+
 def test_two_handlers_with_one_name_are_refused_with_both_places() -> None:
     source = b'@function(name="x")\ndef a(e): ...\n@function(name="x")\ndef b(e): ...\n'
 
