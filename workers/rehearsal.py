@@ -18,8 +18,8 @@ from bus.core.event import Event
 from bus.jetstream.connection import BusConfig, open_connection
 from bus.jetstream.credentials import mint_user, new_authority
 from workers.invoke import Invoker
-from workers.runtime import Worker
 from workers.settle import Identity
+from workers.worker import Worker
 
 REHEARSAL_S = 2.0
 """It takes some 30 ms. One that takes longer is given up: it is a help, and no more."""
