@@ -186,10 +186,7 @@ class Settler:
 
     async def _record(self, held: Held, attempt: Attempt, due_s: float | None) -> None:
         due_at = rfc3339(time.time_ns() + int(due_s * 1e9)) if due_s is not None else ""
-        whole = (*held.history, attempt)
-        data = msgspec.json.encode(History(attempts=whole, due_at=due_at))
-        if len(data) > RECORD_BYTES_MAX:
-            data = msgspec.json.encode(History(attempts=(*_without_tracebacks(whole[:-1]), attempt), due_at=due_at))
+        data = encoded_history((*held.history, attempt), due_at)
         subject = self._assignment.attempts_subject(held.delivery.sequence)
 
         async def store() -> None:
@@ -242,6 +239,15 @@ class Settler:
                 log.info("settling waits for the broker: %s", error)
             await asyncio.sleep(wait_s)
             wait_s = min(1.0, wait_s * 2)
+
+
+def encoded_history(attempts: tuple[Attempt, ...], due_at: str) -> bytes:
+    """Return the record of these attempts, without the tracebacks of all but the last where it would be too long."""
+    data = msgspec.json.encode(History(attempts=attempts, due_at=due_at))
+    if len(data) > RECORD_BYTES_MAX:
+        shorter = (*_without_tracebacks(attempts[:-1]), attempts[-1])
+        data = msgspec.json.encode(History(attempts=shorter, due_at=due_at))
+    return data
 
 
 def _without_tracebacks(history: tuple[Attempt, ...]) -> tuple[Attempt, ...]:
