@@ -1,5 +1,6 @@
 """`git install`, `git deliver`, `git status`: the bridge of one repository."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,11 @@ def deliver(
 ) -> None:
     """Publish now what waits in a repository's spool. Exit status 1 if something still waits."""
     from bus.ingress.git.deliver import deliver as body
+    from bus.ingress.git.install import spool_status
 
+    at_work = spool_status(repository).deliverer
+    if at_work is not None:
+        sys.stderr.write(f"process {at_work} is delivering already; waiting for it\n")
     delivered = body(repository, retry_failed=retry_failed)
     if output == Format.JSON:
         print_json(delivered)
