@@ -15,6 +15,9 @@ from bus.jetstream.topology import consumer_state
 
 DOUBT_S = 1.0
 """How often the broker is asked while only it knows how many events wait."""
+SLEPT_S = 1.0
+"""When it is asked once more after the last worker has gone. The broker counts a stored event for a consumer a moment after
+it has acknowledged it: one stored before we listened may have been missing in the count."""
 ORPHANS_S = 2.0
 """How often it is asked while there are orphaned events and workers that may get them."""
 
@@ -36,6 +39,7 @@ class Lag:
         self._pending = 0
         self._unsettled, self._held_then = 0, 0
         self._read_s = 0.0
+        self._slept_s: float | None = None
         self.woken: Woken | None = None
         """The first signal for which no worker has been made yet."""
 
@@ -48,6 +52,10 @@ class Lag:
         if known != (report.handled, report.failed, report.held):
             # It rode on a delivery that came since the last report: it is news.
             self._pending = report.pending
+
+    def on_slept(self) -> None:
+        """The last worker has gone."""
+        self._slept_s = anyio.current_time()
 
     def on_reconnect(self) -> None:
         self._retries.forget()
@@ -64,6 +72,8 @@ class Lag:
         self._pending = state.pending
         self._unsettled, self._held_then, self.settled_to = state.ack_pending, held, state.ack_floor_sequence
         self._read_s = now_s
+        if self._slept_s is not None and now_s - self._slept_s >= SLEPT_S:
+            self._slept_s = None
 
     def demand_at(self, now_s: float, workers: tuple[Worker, ...], *, is_checked: bool = False) -> Demand:
         return demand_of(
@@ -85,4 +95,6 @@ class Lag:
         is_anybody_serving = any(worker.stage_at(now_s) in SERVING for worker in workers)
         if is_anybody_serving and self.demand_at(now_s, workers).orphaned:
             return max(0.0, self._read_s + ORPHANS_S - now_s)
+        if self._slept_s is not None:
+            return max(0.0, self._slept_s + SLEPT_S - now_s)
         return None

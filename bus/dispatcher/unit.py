@@ -293,6 +293,8 @@ class FunctionUnit:
         if decision.delete:
             self._note_mute(decision.delete)
             await self._hands.delete(decision.delete)
+            if not self._serving():
+                self._lag.on_slept()
         if decision.fence or decision.delete:
             self._log("workers go", decision, fenced=len(decision.fence), deleted=len(decision.delete))
             if self._serving() < serving:
