@@ -22,6 +22,8 @@ ENVIRONMENT_BUNDLES = "NODELESS_BUNDLES"
 """Directory of unpacked bundles that workers on one node share; set by the backend."""
 ENVIRONMENT_GRACE_S = "NODELESS_GRACE_S"
 """How long a leaving worker lets calls in hand go on. [seconds]"""
+ENVIRONMENT_LOG = "NODELESS_LOG"
+"""`cri`: write lines in the format in which a kubelet keeps logs; set by a backend without a container engine."""
 ENVIRONMENT_TERMINATION_LOG = "NODELESS_TERMINATION_LOG"
 """File whose content becomes the container's termination message; set by the backend."""
 
@@ -42,6 +44,10 @@ LEASE_S = 6.0
 back after at most this long."""
 
 
+DUE_S_MAX = 7 * 86_400.0
+"""Longest delay before an event is tried again; the record that tells of it is kept for longer (`ATTEMPTS`)."""
+
+
 class DeliveryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How often and how long a function is tried for one event."""
 
@@ -51,7 +57,7 @@ class DeliveryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Longest duration of one call. [seconds]"""
     backoff_initial_s: Annotated[float, Meta(ge=0)] = 1.0
     backoff_factor: Annotated[float, Meta(ge=1)] = 5.0
-    backoff_max_s: Annotated[float, Meta(ge=0)] = 600.0
+    backoff_max_s: Annotated[float, Meta(ge=0, le=DUE_S_MAX)] = 600.0
 
 
 class Assignment(Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from bus.core.assignment import LEASE_S
+from bus.core.assignment import DUE_S_MAX, LEASE_S
 from bus.core.errors import StreamMismatch
 from bus.core.subjects import minimal
 
@@ -28,7 +28,9 @@ BUNDLES_STREAM = f"OBJ_{BUNDLES_BUCKET}"
 DUPLICATE_WINDOW_S = 600.0
 """How long the broker remembers event ids; kept in its memory."""
 EVENT_BYTES_MAX = 1 * MIB
-"""Largest message, headers included: the server's own default of `max_payload`, stated."""
+"""Largest event, headers included: the server's own default of `max_payload`, stated."""
+STORY_BYTES_MAX = 128 * 1024
+"""What a dead letter may add to its event. An event that is taken has to fit with it, whatever the server's `max_payload`."""
 
 
 class StreamSpec(Struct, frozen=True, kw_only=True):
@@ -44,6 +46,8 @@ class StreamSpec(Struct, frozen=True, kw_only=True):
     """0: kept until trimmed. [seconds]"""
     messages_per_subject_max: int = -1
     message_bytes_max: int = EVENT_BYTES_MAX
+    story_bytes: int = 0
+    """Room that a message has to leave below the server's bound, for what is added to it later. [bytes]"""
     duplicate_window_s: float = 120.0
     republish_headers: tuple[str, str] | None = None
     """(from, to) patterns: the headers of each stored message are published there."""
@@ -58,6 +62,7 @@ STREAMS: tuple[StreamSpec, ...] = (
         bytes_max=10 * 1024 * MIB,
         discard="new",
         duplicate_window_s=DUPLICATE_WINDOW_S,
+        story_bytes=STORY_BYTES_MAX,
         republish_headers=("events.>", "wake.>"),
     ),
     StreamSpec(
@@ -75,7 +80,7 @@ STREAMS: tuple[StreamSpec, ...] = (
         description="the history of events that were not handled at once",
         bytes_max=1024 * MIB,
         discard="old",
-        age_max_s=7 * DAY_S,
+        age_max_s=2 * DUE_S_MAX,
         messages_per_subject_max=1,
     ),
     StreamSpec(
@@ -98,8 +103,8 @@ STREAMS: tuple[StreamSpec, ...] = (
 )
 
 
-def stream_config(spec: StreamSpec, replicas: int) -> dict[str, Any]:
-    """Return the stream's configuration as the JetStream API takes it."""
+def stream_config(spec: StreamSpec, replicas: int, payload_bytes_max: int = 2 * EVENT_BYTES_MAX) -> dict[str, Any]:
+    """Return the stream's configuration as the JetStream API takes it, on a server with that `max_payload`."""
     config: dict[str, Any] = {
         "name": spec.name,
         "description": spec.description,
@@ -111,7 +116,7 @@ def stream_config(spec: StreamSpec, replicas: int) -> dict[str, Any]:
         "max_age": int(spec.age_max_s * NANOSECONDS),
         "max_msgs": -1,
         "max_msgs_per_subject": spec.messages_per_subject_max,
-        "max_msg_size": spec.message_bytes_max,
+        "max_msg_size": min(spec.message_bytes_max, payload_bytes_max - spec.story_bytes),
         "max_consumers": -1,
         "duplicate_window": int(spec.duplicate_window_s * NANOSECONDS),
         "num_replicas": replicas,

@@ -46,7 +46,7 @@ async def ensure_streams(connection: Connection, replicas: int = 1) -> list[str]
 
 
 async def _ensure_stream(connection: Connection, spec: StreamSpec, replicas: int) -> list[str]:
-    desired = stream_config(spec, replicas)
+    desired = stream_config(spec, replicas, connection.payload_bytes_max)
     try:
         observed = (await connection.api(f"STREAM.INFO.{spec.name}"))["config"]
     except NotFound:
