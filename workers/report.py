@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from bus.core.assignment import Assignment
 from bus.core.errors import BusError
-from bus.core.reports import REPORT_INTERVAL_S, WorkerReport
+from bus.core.reports import REPORT_INTERVAL_S, WorkerReport, WorkerState
 from bus.jetstream.connection import Connection
 from workers.settle import Identity
 
@@ -18,8 +18,6 @@ CHANGE_INTERVAL_S = 0.05
 """Shortest time between two reports."""
 SMOOTHING = 0.2
 """Weight of the newest call in the smoothed duration."""
-
-State = Literal["starting", "running", "fencing", "fenced", "stopping"]
 
 
 class Hands(Protocol):
@@ -36,7 +34,7 @@ class Reporter:
         self._changed = asyncio.Event()
         self._idle_since_s = asyncio.get_running_loop().time()
         self._service_s = 0.0
-        self.state: State = "starting"
+        self.state: WorkerState = "starting"
         self.pending = 0
         self.handled = 0
         self.failed = 0
@@ -62,7 +60,7 @@ class Reporter:
             except TimeoutError:
                 pass
 
-    async def send(self, state: State | None = None) -> None:
+    async def send(self, state: WorkerState | None = None) -> None:
         """Report now; a report that cannot be sent is dropped, the next one says more."""
         if state is not None:
             self.state = state
@@ -72,7 +70,7 @@ class Reporter:
             worker=self._identity.uid,
             pod=self._identity.pod,
             version=self._assignment.version,
-            state="running" if self.state == "fencing" else self.state,
+            state=self.state,
             concurrency=self._assignment.concurrency,
             busy=self._hands.busy,
             held=len(self._hands.held),

@@ -6,7 +6,7 @@ Where a worker stands (`Worker.stage_at`), the first line that fits:
     pod phase Succeeded or Failed                             finished    may be deleted
     reports, but not for REPORT_EXPIRY_S                      silent      what it holds is taken for orphaned
     reports to be fenced, and holds nothing                   fenced      may be deleted at no cost
-    was asked to fence                                        fencing     runs what it has
+    was asked to fence, or says that it fences                fencing     runs what it has
     reports                                                   live
     runs for START_S_MAX without a first report               silent
     is on a node                                              starting    will pull in a moment
@@ -69,7 +69,8 @@ class Worker(Struct, frozen=True, kw_only=True):
             return "fenced"
         if self.report.state == "stopping":
             return "leaving"
-        return "live" if self.fence_asked_s is None else "fencing"
+        is_fencing = self.fence_asked_s is not None or self.report.state == "fencing"
+        return "fencing" if is_fencing else "live"
 
     @property
     def held(self) -> int:

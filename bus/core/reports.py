@@ -17,12 +17,15 @@ REPORT_EXPIRY_S = 12.0
 FENCE = b"fence"
 
 
+WorkerState = Literal["starting", "running", "fencing", "fenced", "stopping"]
+
+
 class WorkerReport(Struct, frozen=True, kw_only=True):
     worker: str
     """Pod UID."""
     pod: str
     version: str
-    state: Literal["starting", "running", "fenced", "stopping"]
+    state: WorkerState
     concurrency: int
     busy: int
     """Calls that run now."""

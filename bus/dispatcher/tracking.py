@@ -38,6 +38,8 @@ class _Tracked(Struct):
     seen_s: float
     pod: dict[str, Any] | None = None
     is_watched: bool = False
+    is_adopted: bool = False
+    """It was beyond its start when we first saw it: it is not ours to judge how it began."""
     running_s: float | None = None
     is_deleted: bool = False
     has_ended: bool = False
@@ -65,9 +67,11 @@ class WorkerTracker:
             tracked = self._tracked[uid] = _Tracked(now_s)
         if tracked.is_watched and not is_watched:
             return None
+        phase = _phase(pod)
+        if tracked.pod is None:
+            tracked.is_adopted = phase != "Pending"
         tracked.pod = pod
         tracked.is_watched = is_watched
-        phase = _phase(pod)
         if phase == "Running" and tracked.running_s is None:
             tracked.running_s = now_s
         if "deletionTimestamp" in pod["metadata"]:
@@ -166,13 +170,15 @@ class WorkerTracker:
         assert tracked.pod is not None
         pod, report = tracked.pod, tracked.report
         was_asked = tracked.is_deleted or tracked.fence_asked_s is not None
+        # A whole system that went down in order looks so when it is up again.
+        has_left_in_order = tracked.is_adopted and _phase(pod) == "Succeeded"
         reason, message = _story(pod)
         return Ended(
             uid=uid,
             name=pod["metadata"]["name"],
             version=pod["metadata"].get("labels", {}).get(VERSION_LABEL, ""),
             begun_s=tracked.seen_s,
-            is_failed_start=not was_asked and not tracked.is_proven(now_s),
+            is_failed_start=not (was_asked or has_left_in_order or tracked.is_proven(now_s)),
             had_work=tracked.running_s is not None and (report is None or report.state != "fenced" or report.held > 0),
             reason=reason,
             message=message,

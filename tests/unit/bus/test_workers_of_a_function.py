@@ -1,14 +1,14 @@
 """Worker pods as they are made, watched and told about."""
 
 import json
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from bus.core.assignment import decode_assignment
 from bus.core.demand import Worker
-from bus.core.reports import WorkerReport
+from bus.core.reports import WorkerReport, WorkerState
 from bus.core.starts import Starts
 from bus.dispatcher.tracking import UNWATCHED_S_MAX, WorkerTracker
 from bus.functions.model import Function, check_function, function_of
@@ -92,7 +92,7 @@ def exited(code: int, message: str = "") -> dict[str, Any]:
     return seen("Failed", containerStatuses=[{"state": {"terminated": terminated}}])
 
 
-def said(*, handled: int = 0, held: int = 0, state: Literal["running", "fenced"] = "running") -> WorkerReport:
+def said(*, handled: int = 0, held: int = 0, state: WorkerState = "running") -> WorkerReport:
     return WorkerReport(
         worker="u1", pod="p", version="v1", state=state, concurrency=1, busy=0, held=held, pending=0, service_s=0.0,
         handled=handled, failed=0, idle_s=0.0,
@@ -168,6 +168,25 @@ def test_a_worker_that_was_asked_to_go_has_not_failed() -> None:
 
     assert ended is not None
     assert (ended.is_failed_start, ended.had_work) == (False, False)
+
+
+@pytest.mark.parametrize(("first", "is_failed_start"), [("Running", False), ("Succeeded", False), ("Pending", True)])
+def test_a_worker_of_an_earlier_life_that_left_in_order_has_not_failed(first: str, is_failed_start: bool) -> None:
+    tracker = WorkerTracker()
+    left = seen("Succeeded", containerStatuses=[{"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}])
+    before = tracker.on_pod(seen(first) if first != "Succeeded" else left, 0.0, is_watched=True)
+    ended = before or tracker.on_pod(left, 1.0, is_watched=True)
+
+    assert ended is not None
+    assert ended.is_failed_start is is_failed_start
+
+
+def test_a_worker_that_says_that_it_fences_serves_nobody_new() -> None:
+    tracker = WorkerTracker()
+    tracker.on_pod(seen("Running"), 0.0, is_watched=True)
+    tracker.on_report(said(held=1, state="fencing"), 0.5)
+
+    assert only(tracker, 1.0).stage_at(1.0) == "fencing"
 
 
 def test_nobody_is_silent_for_our_own_disconnection() -> None:
