@@ -6,6 +6,8 @@ WorkerError
   Reject                 raised by a handler: never; the event goes to the dead letters at once
 """
 
+from bus.core.assignment import DUE_S_MAX
+
 
 class WorkerError(Exception):
     pass
@@ -23,8 +25,8 @@ class RetryLater(WorkerError):
     """The event shall come again after `after_s` seconds; it costs an attempt."""
 
     def __init__(self, after_s: float, reason: str = "") -> None:
-        if not 0 <= after_s <= 7 * 86_400:
-            raise ValueError(f"after_s={after_s!r}: expected seconds between 0 and a week")
+        if not 0 <= after_s <= DUE_S_MAX:
+            raise ValueError(f"after_s={after_s!r}: expected seconds between 0 and a week ({DUE_S_MAX:.0f})")
         self.after_s = after_s
         super().__init__(reason or f"asked to come again after {after_s:g} s")
 

@@ -5,6 +5,7 @@ under its name only when it is complete (renamed into place), so that several wo
 """
 
 import importlib
+import inspect
 import io
 import os
 import shutil
@@ -15,7 +16,7 @@ import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from workers.errors import FunctionUnusable
 
@@ -90,7 +91,28 @@ def load_handler(folder: Path, handler: str) -> Callable[..., Any]:
     if not callable(found):
         what = "is not callable" if found is not None else "does not exist"
         raise FunctionUnusable(f"{handler}: {attribute!r} {what} in {module_name}")
-    return found  # type: ignore[no-any-return]
+    made = _instance(handler, found) if isinstance(found, type) else found
+    if any(inspect.isgeneratorfunction(each) or inspect.isasyncgenfunction(each) for each in (made, _call_of(made))):
+        raise FunctionUnusable(f"{handler} yields, and a handler returns its result: one value, or nothing")
+    return made
+
+
+def _call_of(made: object) -> object:
+    return getattr(type(made), "__call__", None)  # noqa: B004 - the method itself is wanted
+
+
+def _instance(handler: str, class_: type) -> Callable[..., Any]:
+    """Return the one object of a handler that is a class; it is made once for each worker."""
+    try:
+        made = class_()
+    except Exception as error:
+        last = traceback.format_exception_only(error)[-1].strip()
+        raise FunctionUnusable(f"{handler} cannot be made: {last}", _without_our_frames(error)) from error
+    if not callable(made):
+        raise FunctionUnusable(
+            f"{handler}: its objects cannot be called; give the class a method `__call__(self, event)`"
+        )
+    return cast("Callable[..., Any]", made)
 
 
 def _is_of(module: object, folder: Path) -> bool:

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-ENVIRONMENT_LOG = "NODELESS_LOG"
+from bus.core.assignment import ENVIRONMENT_LOG
+
 LINE_CHARACTERS_MAX = 16 * 1024
 """A longer line is written in parts, as container engines do."""
 

@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 from urllib.parse import quote
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 TRY_S_MAX = 60.0
 """How long one step is tried while the broker is away; then the lease has long ended and the event comes again."""
 DEAD_HEADER = "Nodeless-Dead"
+LAST_ATTEMPTS, LAST_ERROR_CHARACTERS = 5, 256
+"""What is kept of a history for which there is no room: 5 x 256 characters, escaped, are 8 KiB at most."""
 RECORD_BYTES_MAX = 512 * 1024
 """A longer history keeps the newest traceback alone: a broker takes 1 MiB. [bytes]"""
 
@@ -148,8 +150,7 @@ class Settler:
         }
 
         async def store() -> None:
-            without = msgspec.structs.replace(letter, history=_without_tracebacks(letter.history))
-            for cut in (letter, without):
+            for cut in cut_letters(letter):
                 try:
                     await self._connection.store(
                         assignment.dead_subject,
@@ -248,6 +249,18 @@ def encoded_history(attempts: tuple[Attempt, ...], due_at: str) -> bytes:
         shorter = (*_without_tracebacks(attempts[:-1]), attempts[-1])
         data = msgspec.json.encode(History(attempts=shorter, due_at=due_at))
     return data
+
+
+def cut_letters(letter: DeadLetter) -> Iterator[DeadLetter]:
+    """Yield the letter, then with less and less of its history, until it fits into one header with any event's own."""
+    yield letter
+    for history in (
+        (*_without_tracebacks(letter.history[:-1]), *letter.history[-1:]),
+        _without_tracebacks(letter.history),
+        tuple(msgspec.structs.replace(each, error=each.error[:LAST_ERROR_CHARACTERS])
+              for each in _without_tracebacks(letter.history[-LAST_ATTEMPTS:])),
+    ):  # fmt: skip
+        yield msgspec.structs.replace(letter, history=history)
 
 
 def _without_tracebacks(history: tuple[Attempt, ...]) -> tuple[Attempt, ...]:

@@ -42,9 +42,9 @@ class Start(Struct, frozen=True, kw_only=True):
 
 
 class Settlement(Struct, frozen=True, kw_only=True):
-    """How to end a delivery after its call."""
+    """How to end a delivery after a call that did not succeed."""
 
-    action: Literal["acknowledge", "retry", "dead", "hand-back"]
+    action: Literal["retry", "dead"]
     delay_s: float = 0.0
     reason: str = ""
 
@@ -91,17 +91,13 @@ def start_of(policy: DeliveryPolicy, history: Sequence[Attempt]) -> Start:
     return Start(action="run-alone" if deaths else "run", attempt=number)
 
 
-Ended = Literal["succeeded", "failed", "timed-out", "rejected", "retry-later", "interrupted"]
+Ended = Literal["succeeded", "failed", "timed-out", "rejected", "retry-later"]
 
 
 def settlement_of(
     policy: DeliveryPolicy, attempt: int, ended: Ended, draw: float, *, error: str = "", after_s: float | None = None
 ) -> Settlement:
-    """Say how to end a delivery whose call was number `attempt` (from 1) and ended so; `draw` is from [0, 1)."""
-    if ended == "succeeded":
-        return Settlement(action="acknowledge")
-    if ended == "interrupted":
-        return Settlement(action="hand-back", delay_s=HAND_BACK_DELAY_S)
+    """Say how to end a delivery whose call was number `attempt` (from 1) and did not succeed; `draw` is from [0, 1)."""
     if ended == "rejected":
         return Settlement(action="dead", reason=error)
     if attempt >= policy.attempts:

@@ -67,5 +67,3 @@ def test_the_last_failure_is_dead_and_a_rejection_is_dead_at_once() -> None:
     assert settlement_of(POLICY, 3, "failed", 0.5, error="E: x").action == "dead"
     assert settlement_of(POLICY, 1, "rejected", 0.5, error="Reject: no").action == "dead"
     assert settlement_of(POLICY, 1, "retry-later", 0.5, after_s=7.0).delay_s == 7.0
-    assert settlement_of(POLICY, 3, "interrupted", 0.5).action == "hand-back"
-    assert settlement_of(POLICY, 3, "succeeded", 0.5).action == "acknowledge"

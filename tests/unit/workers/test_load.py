@@ -120,6 +120,10 @@ def imports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         ("def handle(event:", "SyntaxError"),
         ("", "'handle' does not exist"),
         ("handle = 7", "'handle' is not callable"),
+        ("class handle: ...", "its objects cannot be called"),
+        ("class handle:\n    def __init__(self): raise OSError('no database')", "OSError: no database"),
+        ("async def handle(event):\n    yield 1", "yields"),
+        ("class handle:\n    def __call__(self, event):\n        yield 1", "yields"),
     ],
 )
 def test_a_module_that_cannot_be_used_is_told_with_its_last_line(source: str, said: str, tmp_path: Path) -> None:
@@ -149,3 +153,14 @@ def test_vendored_packages_come_behind_the_functions_own_modules(tmp_path: Path)
     (tmp_path / "own_module.py").write_text("import of_both, vendored_only\ndef handle(event): return of_both.WHOSE")
 
     assert load_handler(tmp_path, "own_module:handle")(None) == "own"
+
+
+@pytest.mark.usefixtures("imports")
+def test_a_class_is_made_once_and_its_object_is_the_handler(tmp_path: Path) -> None:
+    (tmp_path / "counting.py").write_text(
+        "class Counter:\n    def __init__(self): self.calls = 0\n"
+        "    def __call__(self, event):\n        self.calls += 1\n        return self.calls\n"
+    )
+    handler = load_handler(tmp_path, "counting:Counter")
+
+    assert [handler(None), handler(None)] == [1, 2]
