@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import httpx
 import msgspec
+import yaml
 from kr8s._api import Api
 from msgspec import Struct
 
@@ -140,6 +141,20 @@ class Cluster:
     ) -> dict[str, Any]:
         return await self.call(
             "PATCH", resource.path(namespace, name, subresource), body=patch, content_type=_TYPES["json"]
+        )
+
+    async def strategic_patch(
+        self,
+        resource: Resource,
+        name: str,
+        patch: Mapping[str, Any],
+        namespace: str | None = None,
+        *,
+        subresource: str = "",
+    ) -> dict[str, Any]:
+        """As `merge_patch`, but lists with keys (conditions, addresses) are merged by their key; for built-in kinds only."""
+        return await self.call(
+            "PATCH", resource.path(namespace, name, subresource), body=patch, content_type=_TYPES["strategic"]
         )
 
     async def apply(
@@ -293,8 +308,9 @@ async def open_cluster(config: ClusterConfig) -> AsyncIterator[Cluster]:
     try:
         await api.auth
         await api._create_session()
-    except (ValueError, OSError, KeyError) as error:
-        raise ClusterUnavailable(operation, f"{_reason(error)}; is there such a kubeconfig and context?") from error
+    except (ValueError, TypeError, OSError, KeyError, yaml.YAMLError) as error:
+        reason = f"{_reason(error)}; is it a kubeconfig, and is there such a context?"
+        raise ClusterUnavailable(operation, reason) from error
     cluster = Cluster(api)
     try:
         try:

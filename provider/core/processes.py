@@ -4,12 +4,11 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from bus.core.assignment import ENVIRONMENT_BUNDLES, ENVIRONMENT_TERMINATION_LOG
+from bus.core.assignment import ENVIRONMENT_BUNDLES, ENVIRONMENT_LOG, ENVIRONMENT_TERMINATION_LOG
 from provider.core.history import EXIT_UNKNOWN, REASON_UNKNOWN
 from provider.core.launch import ContainerObservation
 from provider.core.logs import time_of
 
-ENVIRONMENT_LOG = "NODELESS_LOG"
 """Set to `cri` it makes a worker write its log in the format of container engines."""
 MESSAGE_BYTES_MAX = 4096
 """As much of a termination message as Kubernetes takes."""

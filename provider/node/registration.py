@@ -31,7 +31,6 @@ REPORT_RETRY_S = 2.0
 REPORT_APART_S = 0.5
 """Between two reports at least, should somebody undo each of them at once."""
 LEASE_NAMESPACE = "kube-node-lease"
-STRATEGIC = "application/strategic-merge-patch+json"
 
 
 class Registration:
@@ -80,8 +79,7 @@ class Registration:
                 node = await self._cluster.merge_patch(NODES, name, {"metadata": {"labels": labels}})
             status = node_status(node.get("status") or {}, self._node, now=_now_s())
             body = {"metadata": {"uid": node["metadata"]["uid"]}, "status": status}
-            path = NODES.path(None, name, "status")
-            node = await self._cluster.call("PATCH", path, body=body, content_type=STRATEGIC)
+            node = await self._cluster.strategic_patch(NODES, name, body, subresource="status")
         if self._uid != node["metadata"]["uid"]:
             self._uid = node["metadata"]["uid"]
             self._recorder.tell(events.node_registered(name))

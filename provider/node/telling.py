@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 SILENCE_S = 1.0
 """How long after a start its status waits for the backend's first word: told earlier, the API would hear of the pod twice
 within a millisecond, and of its running second."""
-STRATEGIC = "application/strategic-merge-patch+json"
 
 
 class Teller:
@@ -49,12 +48,15 @@ class Teller:
             return None
         metadata = view.pod["metadata"]
         uid = metadata["uid"]
-        path = PODS.path(metadata["namespace"], metadata["name"], "status")
         try:
             async with self._writing:
                 # The UID is a precondition: a pod made again under this name is another one.
-                record.answer = await self._cluster.call(
-                    "PATCH", path, body={"metadata": {"uid": uid}, "status": status}, content_type=STRATEGIC
+                record.answer = await self._cluster.strategic_patch(
+                    PODS,
+                    metadata["name"],
+                    {"metadata": {"uid": uid}, "status": status},
+                    metadata["namespace"],
+                    subresource="status",
                 )
         except (NotFound, Conflict, Forbidden) as error:
             # The pod is gone, or another has its name; the informer is about to say so.
