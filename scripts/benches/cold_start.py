@@ -6,13 +6,14 @@ the node.
 
 import asyncio
 import statistics
+import sys
 import time
 import uuid
 
-from nodeless.cli.target import Target
 from rich.progress import Progress
 
 from bus.core.event import Event
+from nodeless.cli.target import Target
 from scripts.benches.report import Report, Row, machine, quantile
 from scripts.benches.system import deployed, running_system
 from scripts.observe import STEPS, Observer, observe
@@ -35,14 +36,18 @@ def cold(event: Event) -> str:
 async def run(runs: int, progress: Progress) -> Report:
     task = progress.add_task("cold start", total=runs + WARM_UPS)
     samples: list[dict[str, float]] = []
+    interpreters_s: list[float] = []
     with running_system() as home, deployed(home, SOURCE):
         target = Target.of_home(home)
         async with observe(target, FUNCTION) as observer:
             for index in range(runs + WARM_UPS):
                 sample = await one_cold_start(observer)
+                interpreter_s = await fresh_interpreter()
                 if index >= WARM_UPS:
                     samples.append(sample)
+                    interpreters_s.append(interpreter_s)
                 progress.advance(task)
+    medians = {name: statistics.median(sample[name] for sample in samples) for name in ("total", *STEPS)}
     rows: list[Row] = []
     for name in ("total", *STEPS):
         values = [sample[name] * 1000 for sample in samples]
@@ -53,12 +58,26 @@ async def run(runs: int, progress: Progress) -> Report:
     return Report(
         bench="cold-start",
         machine=machine(),
-        rows=tuple(rows),
+        rows=(*rows, Row("interpreter_p50_ms", round(statistics.median(interpreters_s) * 1000, 2), "ms", runs)),
+        ratios={
+            "total_to_fresh_interpreter": round(medians["total"] / statistics.median(interpreters_s), 3),
+            "kubernetes_share": round((medians["created"] + medians["bound"]) / medians["total"], 3),
+        },
         notes=(
             "total: publish called -> handler entered; each other row: from the step before it.",
+            "interpreter: a fresh Python that imports the worker and does nothing else, started between the runs.",
+            "kubernetes_share: creating and binding the pod, of the total.",
             "Broker: sync_interval always. created and bound are as seen by a watch of the API server.",
         ),
     )
+
+
+async def fresh_interpreter() -> float:
+    """Return the seconds that a worker's interpreter takes to start and import, as one that is not forked would."""
+    started_s = time.monotonic()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "import workers.runtime")
+    await process.wait()
+    return time.monotonic() - started_s
 
 
 async def one_cold_start(observer: Observer) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from nodeless.embedded.controlplane.launch import running_control_plane
 from scripts.benches.report import Report, Row, machine
 from scripts.benches.system import nodeless
 
@@ -23,6 +24,7 @@ async def run(runs: int, progress: Progress) -> Report:
     again_s: list[float] = []
     total_mb: list[float] = []
     own_mb: list[float] = []
+    bare_s: list[float] = []
     for _ in range(runs):
         directory = Path(tempfile.mkdtemp(prefix="nodeless-bench-"))
         home = directory / "home"
@@ -33,8 +35,11 @@ async def run(runs: int, progress: Progress) -> Report:
             own_mb.append(memory["own_mb"])
             nodeless(home, "down")
             again_s.append(_seconds(home, "up", "--detach"))
+            nodeless(home, "down")
+            bare_s.append(await _bare_control_plane(directory / "bare"))
         finally:
-            nodeless(home, "down", "--purge")
+            if home.exists():
+                nodeless(home, "down", "--purge")
             shutil.rmtree(directory, ignore_errors=True)
         progress.advance(task)
     return Report(
@@ -43,11 +48,23 @@ async def run(runs: int, progress: Progress) -> Report:
         rows=(
             Row("up_first_s", round(statistics.median(first_s), 2), "s", runs),
             Row("up_again_s", round(statistics.median(again_s), 2), "s", runs),
+            Row("bare_control_plane_s", round(statistics.median(bare_s), 2), "s", runs),
             Row("memory_total_mb", round(statistics.median(total_mb), 1), "MB", runs),
             Row("memory_own_mb", round(statistics.median(own_mb), 1), "MB", runs),
         ),
-        notes=("Medians. Control plane built, nothing else prepared; the command's own start is included.",),
+        ratios={"up_first_to_bare_control_plane": round(statistics.median(first_s) / statistics.median(bare_s), 2)},
+        notes=(
+            "Medians. Control plane built, nothing else prepared; the command's own start is included.",
+            "bare_control_plane: the four programs of Kubernetes alone, from nothing until all are ready.",
+            "memory: proportional set sizes of all processes when the command returns; our own programs apart.",
+        ),
     )
+
+
+async def _bare_control_plane(directory: Path) -> float:
+    started_s = time.monotonic()
+    async with running_control_plane(directory):
+        return time.monotonic() - started_s
 
 
 def _seconds(home: Path, *arguments: str) -> float:
