@@ -59,7 +59,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _status(error: BaseException) -> int | None:
     # Only here: on the way of a command that succeeds, these cost more than the command line itself.
     from bus.cluster.errors import ClusterError, ClusterUnavailable
-    from bus.core.errors import BrokerUnavailable, BusError, ConfigurationError
+    from bus.core.errors import BrokerUnavailable, BusError, ConfigurationError, InvalidPattern, InvalidSubject
     from nodeless.embedded.errors import EmbeddedError, NotRunning
     from nodeless.packaging.handlers import DeployError
 
@@ -68,7 +68,7 @@ def _status(error: BaseException) -> int | None:
             return error.status
         case NotRunning() | BrokerUnavailable() | ClusterUnavailable():
             return UNREACHABLE
-        case ConfigurationError():
+        case ConfigurationError() | InvalidSubject() | InvalidPattern():
             return USAGE
         case BusError() | ClusterError() | EmbeddedError() | DeployError():
             return FAILED

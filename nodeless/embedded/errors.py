@@ -34,7 +34,7 @@ class NotRunning(EmbeddedError):
     def __init__(self, home: Path) -> None:
         self.home = home
         super().__init__(
-            f"no system is running in {home}; start it with `nodeless up`, name another one with --home (or "
+            f"no system is running in {home}; start it with `nodeless up --home {home}`, name another one with --home (or "
             "NODELESS_HOME), or name servers with --kubeconfig and --nats"
         )
 

@@ -94,7 +94,8 @@ async def deliver_spool(spool: Spool, *, give_up_s: float = GIVE_UP_S, is_patien
         if not is_patient:
             reason = "another deliverer is at work"
         elif time.monotonic() > deadline_s:
-            reason = f"another deliverer has been at work for {give_up_s:g} s"
+            log_path = spool.directory / "log"
+            reason = f"another deliverer has been at work for {give_up_s:g} s, and goes on; it says why in {log_path}"
         else:
             await asyncio.sleep(LOCK_POLL_S)
     return Delivered(
