@@ -11,7 +11,6 @@ from datetime import datetime
 
 import anyio
 from msgspec import Struct, field
-from nodeless.cli.target import Target
 
 from bus.cluster.connection import Cluster, open_cluster
 from bus.cluster.informer import Change, open_informer
@@ -20,6 +19,7 @@ from bus.core.assignment import FUNCTION_LABEL, WOKEN_ANNOTATION
 from bus.jetstream.connection import Connection, StoredMessage, open_connection
 from bus.jetstream.reading import read
 from nodeless.cli.events import lower_headers
+from nodeless.cli.target import Target
 
 STEPS = ("stored", "woken", "created", "bound", "forked", "pulled", "handler")
 """In the order in which they happen; `handler` is the handler's first instruction."""
