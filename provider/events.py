@@ -150,14 +150,14 @@ class Recorder:
         again = {"count": count, "lastTimestamp": now}
         if count > 1:
             try:
-                await self._cluster.merge_patch(EVENTS, name, again, namespace)
+                await self._cluster.patch(EVENTS, name, again, namespace)
                 return
             except NotFound:
                 pass  # Events live for an hour.
         try:
             await self._cluster.create(EVENTS, self._event(note, name, now), namespace)
         except AlreadyExists:  # of an earlier life of this program
-            await self._cluster.merge_patch(EVENTS, name, again, namespace)
+            await self._cluster.patch(EVENTS, name, again, namespace)
 
     def _event(self, note: Note, name: str, now: str) -> dict[str, Any]:
         return {

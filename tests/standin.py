@@ -47,7 +47,7 @@ class StandInNode:
         capacity = {"cpu": "100", "memory": "100Gi", "pods": "200"}
         ready = {"type": "Ready", "status": "True", "reason": "Test", "message": "", "lastHeartbeatTime": _now()}
         status = {"status": {"capacity": capacity, "allocatable": capacity, "conditions": [ready]}}
-        await self._cluster.merge_patch(NODES, self.name, status, subresource="status")
+        await self._cluster.patch(NODES, self.name, status, subresource="status")
 
     async def keep_alive(self) -> None:
         while True:
@@ -139,7 +139,7 @@ class StandInNode:
         }  # fmt: skip
         status = {"status": {"phase": phase, "containerStatuses": [container]}}
         with suppress(NotFound):
-            await self._cluster.merge_patch(
+            await self._cluster.patch(
                 PODS, pod["metadata"]["name"], status, pod["metadata"]["namespace"], subresource="status"
             )
 

@@ -9,7 +9,7 @@ carries the requests. What it does that would hurt here is switched off in `_Api
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 import httpx
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 500
 CALL_S = 30.0
 PAGE_ITEMS = 500
+Strategy = Literal["merge", "json", "strategic"]
 _TYPES = {
     "merge": "application/merge-patch+json",
     "json": "application/json-patch+json",
@@ -117,45 +118,23 @@ class Cluster:
     ) -> dict[str, Any]:
         return await self.call("PUT", resource.path(namespace, body["metadata"]["name"], subresource), body=body)
 
-    async def merge_patch(
+    async def patch(
         self,
         resource: Resource,
         name: str,
-        patch: Mapping[str, Any],
+        patch: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         namespace: str | None = None,
         *,
         subresource: str = "",
+        strategy: Strategy = "merge",
     ) -> dict[str, Any]:
-        return await self.call(
-            "PATCH", resource.path(namespace, name, subresource), body=patch, content_type=_TYPES["merge"]
-        )
+        """Change parts of an object; a `metadata.uid` or `metadata.resourceVersion` in it is a precondition.
 
-    async def json_patch(
-        self,
-        resource: Resource,
-        name: str,
-        patch: Sequence[Mapping[str, Any]],
-        namespace: str | None = None,
-        *,
-        subresource: str = "",
-    ) -> dict[str, Any]:
-        return await self.call(
-            "PATCH", resource.path(namespace, name, subresource), body=patch, content_type=_TYPES["json"]
-        )
-
-    async def strategic_patch(
-        self,
-        resource: Resource,
-        name: str,
-        patch: Mapping[str, Any],
-        namespace: str | None = None,
-        *,
-        subresource: str = "",
-    ) -> dict[str, Any]:
-        """As `merge_patch`, but lists with keys (conditions, addresses) are merged by their key; for built-in kinds only."""
-        return await self.call(
-            "PATCH", resource.path(namespace, name, subresource), body=patch, content_type=_TYPES["strategic"]
-        )
+        `json` takes a list of operations (RFC 6902). `strategic` merges lists with keys (conditions, addresses) by their
+        key, and is for built-in kinds only.
+        """
+        path = resource.path(namespace, name, subresource)
+        return await self.call("PATCH", path, body=patch, content_type=_TYPES[strategy])
 
     async def apply(
         self,

@@ -78,7 +78,7 @@ class StatusWriter:
         self._written_s = anyio.current_time()
         patch = {"metadata": {"uid": self._metadata.uid}, "status": status}
         try:
-            await self._cluster.merge_patch(
+            await self._cluster.patch(
                 FUNCTIONS, self._metadata.name, patch, self._metadata.namespace, subresource="status"
             )
         except (Conflict, Invalid) as error:

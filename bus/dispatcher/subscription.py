@@ -90,7 +90,7 @@ class Subscription:
                 {"op": "add", "path": "/metadata/finalizers", "value": [*finalizers, FINALIZER]},
             ]
             try:
-                await self._shared.cluster.json_patch(FUNCTIONS, name, patch, namespace)
+                await self._shared.cluster.patch(FUNCTIONS, name, patch, namespace, strategy="json")
                 return
             except Invalid:
                 if attempt + 1 == FINALIZER_ATTEMPTS:
@@ -110,6 +110,6 @@ class Subscription:
                 {"op": "test", "path": path, "value": FINALIZER},
                 {"op": "remove", "path": path},
             ]
-            await self._shared.cluster.json_patch(FUNCTIONS, name, patch, namespace)
+            await self._shared.cluster.patch(FUNCTIONS, name, patch, namespace, strategy="json")
         except NotFound:
             return

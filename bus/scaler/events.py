@@ -99,7 +99,7 @@ class EventRecorder:
         if count > 1:
             try:
                 patch = {"count": count, "lastTimestamp": moment}
-                await self._cluster.merge_patch(EVENTS, name, patch, about.namespace)
+                await self._cluster.patch(EVENTS, name, patch, about.namespace)
                 self._counts[name] = count
                 return
             except NotFound:

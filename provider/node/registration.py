@@ -76,10 +76,10 @@ class Registration:
             node = await self._cluster.get(NODES, name)
             labels = labels_of(self._node)
             if not labels.items() <= (node["metadata"].get("labels") or {}).items():
-                node = await self._cluster.merge_patch(NODES, name, {"metadata": {"labels": labels}})
+                node = await self._cluster.patch(NODES, name, {"metadata": {"labels": labels}})
             status = node_status(node.get("status") or {}, self._node, now=_now_s())
             body = {"metadata": {"uid": node["metadata"]["uid"]}, "status": status}
-            node = await self._cluster.strategic_patch(NODES, name, body, subresource="status")
+            node = await self._cluster.patch(NODES, name, body, subresource="status", strategy="strategic")
         if self._uid != node["metadata"]["uid"]:
             self._uid = node["metadata"]["uid"]
             self._recorder.tell(events.node_registered(name))
@@ -120,7 +120,7 @@ class Registration:
         lease = lease_object(self._node.name, self._uid, now=_now())
         with anyio.move_on_after(RENEW_S):
             try:
-                await self._cluster.merge_patch(LEASES, self._node.name, lease, LEASE_NAMESPACE)
+                await self._cluster.patch(LEASES, self._node.name, lease, LEASE_NAMESPACE)
             except NotFound:
                 await self._cluster.create(LEASES, lease, LEASE_NAMESPACE)
             return

@@ -51,12 +51,13 @@ class Teller:
         try:
             async with self._writing:
                 # The UID is a precondition: a pod made again under this name is another one.
-                record.answer = await self._cluster.strategic_patch(
+                record.answer = await self._cluster.patch(
                     PODS,
                     metadata["name"],
                     {"metadata": {"uid": uid}, "status": status},
                     metadata["namespace"],
                     subresource="status",
+                    strategy="strategic",
                 )
         except (NotFound, Conflict, Forbidden) as error:
             # The pod is gone, or another has its name; the informer is about to say so.

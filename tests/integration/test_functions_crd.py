@@ -116,7 +116,7 @@ async def test_a_list_shows_what_there_is_to_know(installed: ControlPlane, clust
         dead=1,
     )
     status = {"status": status_of(seen, (), "2026-01-01T00:00:00Z")}
-    await cluster.merge_patch(FUNCTIONS, "on-push", status, namespace, subresource="status")
+    await cluster.patch(FUNCTIONS, "on-push", status, namespace, subresource="status")
 
     header, row = kubectl(installed, namespace, "get", "fn").splitlines()
     wide = kubectl(installed, namespace, "get", "nodeless", "-o", "wide").splitlines()[1]

@@ -43,7 +43,7 @@ async def test_a_remembered_secret_is_the_one_the_api_server_has(
     await create(cluster, namespace, "one")
     first = await read(inputs, namespace)
     # Changed before the watch begins: it begins at what was read.
-    await cluster.merge_patch(SECRETS, "keys", {"data": {"token": "Mg=="}}, namespace)
+    await cluster.patch(SECRETS, "keys", {"data": {"token": "Mg=="}}, namespace)
     await wait_watched(inputs)
     with anyio.fail_after(15):
         while (await read(inputs, namespace) or {}).get("data") != {"token": "Mg=="}:
