@@ -24,7 +24,7 @@ from bus.core.demand import SERVING, START_S_MAX, Demand, Stage, Worker
 from bus.core.reports import REPORT_EXPIRY_S
 from bus.core.starts import Starts
 
-FENCE_AGAIN_S = 3.0
+FENCE_AGAIN_S = 5.0
 """A request to fence is not acknowledged; it is sent again after this."""
 SILENT_S_MAX = 60.0
 """A worker that was heard and has been silent for so long is deleted. It may be cut off and alive: it gets its SIGTERM."""

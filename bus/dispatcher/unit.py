@@ -49,7 +49,7 @@ REPORTS_TOGETHER_S = 0.05
 """Reports that come within this are looked at once."""
 DEAD_COUNT_S = 1.0
 """A worker tells of a failed call a moment before the dead letter is stored."""
-FENCE_WAIT_S = 3.0
+FENCE_WAIT_S = 5.0
 """How long the workers of a deleted function may take to fence; their grace period comes on top. [seconds]"""
 PODS_GONE_S = 10.0
 """How long their pods may take to go, beyond the grace period."""

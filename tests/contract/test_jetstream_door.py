@@ -23,7 +23,7 @@ from bus.core.errors import (
 from bus.core.event import Event, event_of
 from bus.core.topology import ConsumerSpec
 from bus.jetstream.connection import HEADER_BYTES_MAX, BusConfig, Connection, Message, open_connection
-from bus.jetstream.consumer import open_pull
+from bus.jetstream.consumer import PULL_EXPIRES_S, open_pull
 from bus.jetstream.delivery import Delivery
 from bus.jetstream.objects import get_bundle, put_bundle
 from bus.jetstream.reading import read
@@ -237,6 +237,49 @@ async def test_no_more_is_asked_for_than_wanted(connection: Connection) -> None:
     assert state.ack_pending == len(came.all)
 
 
+async def wait_parked(connection: Connection) -> None:
+    """Return when the server has the pull request."""
+    async with asyncio.timeout(5):
+        while not (await consumer_state(connection, "EVENTS", "billing-1")).waiting:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_parked_request_is_renewed_for_as_long_as_nothing_comes(connection: Connection) -> None:
+    await ensure_consumer(connection, spec())
+    came = Deliveries()
+    async with open_pull(connection, "EVENTS", "billing-1", came, fail) as pull:
+        pull.want(1)
+        await asyncio.sleep(PULL_EXPIRES_S * 2)
+        await wait_parked(connection)
+        await connection.publish(event(1))
+        await came.wait_for(1)
+
+
+async def test_a_fence_of_an_idle_pull_ends_and_nothing_is_delivered_into_the_void(connection: Connection) -> None:
+    """The event is published in every moment of a fence: it comes to us, or stays for others."""
+    await ensure_consumer(connection, spec())
+    for number in range(8):
+        came = Deliveries()
+        async with open_pull(connection, "EVENTS", "billing-1", came, fail) as pull:
+            pull.want(1)
+            await wait_parked(connection)
+            fencing = asyncio.ensure_future(pull.fence())
+            await asyncio.sleep(number * PULL_EXPIRES_S / 7)
+            await connection.publish(event(number))
+            await fencing
+            await asyncio.sleep(0.1)
+            state = await consumer_state(connection, "EVENTS", "billing-1")
+            assert state.ack_pending == len(came.all)
+            for delivery in came.all:
+                await pull.ack(delivery)
+        if state.pending:  # for others: for the next round's worker
+            async with open_pull(connection, "EVENTS", "billing-1", rest := Deliveries(), fail) as other:
+                other.want(1)
+                (left,) = await rest.wait_for(1)
+                await other.ack(left)
+                await other.fence()
+
+
 async def test_a_fence_hands_over_what_crossed_and_asks_for_no_more(broker: Broker, connection: Connection) -> None:
     await ensure_consumer(connection, spec())
     came = Deliveries()
@@ -261,7 +304,7 @@ async def test_a_deleted_consumer_is_told(connection: Connection) -> None:
     gone: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
     async with open_pull(connection, "EVENTS", "billing-1", Deliveries(), gone.set_result) as pull:
         pull.want(1)
-        await connection.flush()
+        await wait_parked(connection)
         await delete_consumer(connection, "EVENTS", "billing-1")
         assert isinstance(await asyncio.wait_for(gone, 5), NotFound)
     await delete_consumer(connection, "EVENTS", "billing-1")
