@@ -131,10 +131,21 @@ class FunctionOnBus:
         return await consumer_state(self.admin, "EVENTS", self.assignment.consumer)
 
     async def wait_settled(self, timeout_s: float = 30.0) -> None:
-        """Return when nothing is pending or in flight."""
+        """Return when every event that is stored is settled. (The consumer's own count may lag behind the stream.)"""
         async with asyncio.timeout(timeout_s):
-            while (state := await self.state()).pending or state.ack_pending:
+            while True:
+                last = (await self.admin.api("STREAM.INFO.EVENTS"))["state"]["last_seq"]
+                state = await self.state()
+                if state.ack_floor_sequence >= last and not state.ack_pending:
+                    return
                 await asyncio.sleep(0.05)
+
+    async def wait_recorded(self, sequence: int, timeout_s: float = 20.0) -> None:
+        """Return when there is a record of an attempt with that event."""
+        subject = self.assignment.attempts_subject(sequence)
+        async with asyncio.timeout(timeout_s):
+            while await self.admin.last_message("ATTEMPTS", subject) is None:
+                await asyncio.sleep(0.02)
 
     async def results(self) -> dict[str, tuple[bytes, dict[str, str]]]:
         """Return value and headers of each stored result, by event id."""

@@ -36,7 +36,7 @@ def nodeless(home: Path, *arguments: str, stdin: str | None = None) -> "subproce
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        ("status", 3, "no system is running in {home}; start it with `nodeless up`"),
+        ("status", 3, "no system is running in {home}; start it with `nodeless up --home {home}`"),
         ("functions", 3, "no system is running in {home}"),
         ("publish orders.created", 3, "no system is running in {home}"),
         ("results hello", 3, "no system is running in {home}"),

@@ -302,13 +302,12 @@ async def handle(event):
 
 
 async def test_a_history_that_cannot_be_read_does_not_hold_its_event_for_ever(broker: Broker, tmp_path: Path) -> None:
-    source = "async def handle(event):\n    raise ValueError('no')\n"
-    policy = DeliveryPolicy(attempts=2, backoff_initial_s=1, backoff_factor=1)
+    source = "from nodeless import RetryLater\n\nasync def handle(event):\n    raise RetryLater(1.5)\n"
+    policy = DeliveryPolicy(attempts=2)
     async with function_on(broker, tmp_path, source, delivery=policy) as function:
         worker = function.start_worker()
         await function.publish(1)
-        await worker.wait_log("call failed")
-        await asyncio.sleep(0.3)
+        await function.wait_recorded(1)
         await function.admin.store(function.assignment.attempts_subject(1), b'{"attempts":"of another version"}')
         await function.wait_settled()
         dead = await function.dead()
