@@ -251,13 +251,14 @@ class Worker:
     async def _leave(self, grace_s: float) -> None:
         log.info("leaving: %s", self.stop_reason, extra={"held": len(self.held)})
         self.reporter.state = "stopping"
+        deadline_s = asyncio.get_running_loop().time() + grace_s
         await self.pull.fence()
         while self._queue:
             held = self._queue.popleft()
             await self._given_back(held, was_running=False)
             self._release(held)
         try:
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout_at(deadline_s):
                 await self._empty.wait()
         except TimeoutError:
             log.warning("calls interrupted after the grace period", extra={"calls": len(self._running)})
