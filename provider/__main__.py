@@ -11,10 +11,9 @@ import sys
 from collections.abc import Sequence
 
 import anyio
-import msgspec
 
 from bus.cluster.errors import ClusterError
-from bus.core.configuration import flags_of, load
+from bus.core.configuration import flags_of, load, usage_of
 from bus.core.errors import ConfigurationError
 from provider.errors import ProviderError
 from provider.logs import set_up_logging
@@ -28,18 +27,7 @@ DESCRIPTORS = 16 * 1024
 """Wanted: one for each container, each caller, each watched object; many machines begin with 1024."""
 
 
-def usage() -> str:
-    lines = [
-        "usage: python -m provider [--SETTING VALUE …]",
-        "",
-        "Presents a virtual node to a Kubernetes cluster, and runs the pods that are bound to it.",
-        f"Each setting is a flag, or {PREFIX}<SETTING> in the environment:",
-        "",
-    ]
-    for field in msgspec.structs.fields(NodeConfig):
-        default = "required" if field.required else f"default {field.default!r}"
-        lines.append(f"  --{field.name.replace('_', '-'):<24} {default}")
-    return "\n".join(lines)
+PURPOSE = "Presents a virtual node to a Kubernetes cluster, and runs the pods that are bound to it."
 
 
 async def _run_until_stopped(config: NodeConfig) -> int:
@@ -68,7 +56,7 @@ async def _run_until_stopped(config: NodeConfig) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
-        sys.stdout.write(usage() + "\n")
+        sys.stdout.write(usage_of(NodeConfig, "python -m provider", PURPOSE, prefix=PREFIX))
         return 0
     try:
         config = load(NodeConfig, flags=flags_of(NodeConfig, arguments), environment=os.environ, prefix=PREFIX)

@@ -43,6 +43,24 @@ def flags_of(type_: type[Struct], arguments: Sequence[str]) -> dict[str, object]
     return flags
 
 
+def usage_of(type_: type[Struct], command: str, purpose: str, *, prefix: str = PREFIX) -> str:
+    """Return what a program's `--help` prints: how it is called, what for, and each setting with its default."""
+    lines = [
+        f"usage: {command} [--SETTING VALUE …]",
+        "",
+        purpose,
+        "Each setting is a flag, or a variable of the environment:",
+        "",
+    ]
+    fields = msgspec.structs.fields(type_)
+    width = max(len(field.name) for field in fields)
+    for field in fields:
+        default = "required" if field.required else f"default {field.default!r}"
+        flag, variable = field.name.replace("_", "-"), f"{prefix}{field.name.upper()}"
+        lines.append(f"  --{flag:<{width}}  {variable:<{len(prefix) + width}}  {default}")
+    return "\n".join(lines) + "\n"
+
+
 def load(
     type_: type[T],
     *,

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Sequence
 
 import anyio
-import msgspec
 
 from bus.cluster.errors import ClusterUnavailable
-from bus.core.configuration import flags_of, load
+from bus.core.configuration import flags_of, load, usage_of
 from bus.core.errors import BrokerUnavailable, ConfigurationError
 from bus.dispatcher.program import credentials_minter, run
 from bus.dispatcher.settings import DispatcherConfig
@@ -23,23 +22,12 @@ PREFIX = "NODELESS_DISPATCHER_"
 UNUSABLE, UNAVAILABLE = 2, 69
 
 
-def usage() -> str:
-    lines = [
-        "usage: python -m bus.dispatcher [--SETTING VALUE …]",
-        "",
-        "Gives each Function its consumer and the workers that its events need.",
-        f"Each setting is a flag, or {PREFIX}<SETTING> in the environment:",
-        "",
-    ]
-    for field in msgspec.structs.fields(DispatcherConfig):
-        default = "required" if field.required else f"default {field.default!r}"
-        lines.append(f"  --{field.name.replace('_', '-'):<24} {default}")
-    return "\n".join(lines)
+PURPOSE = "Gives each Function its consumer and the workers that its events need."
 
 
 def main(arguments: Sequence[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
-        sys.stdout.write(usage() + "\n")
+        sys.stdout.write(usage_of(DispatcherConfig, "python -m bus.dispatcher", PURPOSE, prefix=PREFIX))
         return 0
     try:
         config = load(

@@ -34,7 +34,6 @@ CROSS_CHECK_S = 15.0
 CROSS_CHECKS_PER_S_MAX = 50.0
 JITTER = (0.8, 1.2)
 RETRY_S = 1.0
-PODS_SYNCED_S = 60.0
 
 _reports = msgspec.json.Decoder(WorkerReport)
 

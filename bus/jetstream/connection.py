@@ -100,11 +100,6 @@ class Subscription:
         with suppress(nats.errors.Error):
             await self._subscription.unsubscribe()
 
-    @property
-    def queued(self) -> int:
-        """Messages received and not yet handed to the callback."""
-        return int(self._subscription.pending_msgs)
-
 
 class _Client(Client):
     async def _process_pong(self) -> None:

@@ -43,7 +43,6 @@ NODE_NAME = "nodeless-0"
 NODE_ADDRESS = "127.0.0.1"
 DISPATCHER_USER = "system:serviceaccount:nodeless-system:dispatcher"
 SETUP, DISPATCHER, GATEWAY, NODE = "setup", "dispatcher", "gateway", "node"
-OWN_PROGRAMS = (SETUP, DISPATCHER, GATEWAY, NODE)
 
 SETUP_WITHIN_S = 90.0
 PROGRAM_READY_WITHIN_S = 60.0

@@ -7,9 +7,8 @@ import socket
 import sys
 
 import anyio
-import msgspec
 
-from bus.core.configuration import flags_of, load
+from bus.core.configuration import flags_of, load, usage_of
 from bus.core.credentials import inbox_prefix
 from bus.core.errors import BrokerUnavailable, ConfigurationError
 from bus.ingress.gateway.app import Gateway
@@ -25,14 +24,7 @@ LOOK_S = 1.0
 """How often it is looked whether the broker has put us out for good. [seconds]"""
 
 
-def usage() -> str:
-    fields = msgspec.structs.fields(GatewayConfig)
-    lines = [
-        f"  --{field.name.replace('_', '-')} (or {PREFIX}{field.name.upper()})"
-        + (" required" if field.required else f" default {field.default}")
-        for field in fields
-    ]
-    return "usage: python -m bus.ingress.gateway [--flag value …]\n\n" + "\n".join(lines) + "\n"
+PURPOSE = "Takes CloudEvents over HTTP and stores them in the bus."
 
 
 async def run(config: GatewayConfig, token: str | None, listening: socket.socket) -> int:
@@ -83,7 +75,7 @@ async def run(config: GatewayConfig, token: str | None, listening: socket.socket
 
 def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
-        sys.stdout.write(usage())
+        sys.stdout.write(usage_of(GatewayConfig, "python -m bus.ingress.gateway", PURPOSE, prefix=PREFIX))
         return 0
     try:
         config = load(GatewayConfig, flags=flags_of(GatewayConfig, arguments), environment=os.environ, prefix=PREFIX)

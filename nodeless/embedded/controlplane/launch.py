@@ -79,10 +79,6 @@ class ControlPlane:
         """Signs the API server's certificate, all client certificates and those of the nodes."""
         return self.pki.certificate("ca")
 
-    @property
-    def front_proxy_ca_certificate(self) -> Path:
-        return self.pki.certificate("front-proxy-ca")
-
     def issue_client(self, user: str, groups: Sequence[str] = ()) -> KeyPair:
         """Return a client certificate for `user` in `groups`."""
         return self.pki.ca.issue_client(user, groups)

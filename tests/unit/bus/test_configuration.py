@@ -5,7 +5,7 @@ from typing import Annotated
 import pytest
 from msgspec import Meta, Struct
 
-from bus.core.configuration import flags_of, load
+from bus.core.configuration import flags_of, load, usage_of
 from bus.core.errors import ConfigurationError
 
 
@@ -56,3 +56,14 @@ def test_flags_are_taken_in_both_forms_and_a_boolean_may_stand_alone() -> None:
 def test_a_wrong_command_line_says_what_is_known(arguments: list[str]) -> None:
     with pytest.raises(ConfigurationError, match=arguments[0]):
         flags_of(Settings, arguments)
+
+
+def test_help_names_each_setting_with_its_default_and_where_else_it_can_be_set() -> None:
+    text = usage_of(Settings, "python -m program", "Does something.", prefix="NODELESS_PROGRAM_")
+
+    assert text.startswith("usage: python -m program ")
+    assert [line.split() for line in text.splitlines()[-3:]] == [
+        ["--url", "NODELESS_PROGRAM_URL", "required"],
+        ["--port", "NODELESS_PROGRAM_PORT", "default", "0"],
+        ["--is-open", "NODELESS_PROGRAM_IS_OPEN", "default", "False"],
+    ]
