@@ -19,7 +19,7 @@ from bus.dispatcher.settings import DispatcherConfig
 from bus.dispatcher.shared import Shared
 from bus.dispatcher.wakes import WakeSignals
 from bus.health import serve_health
-from bus.jetstream.connection import BusConfig, Connection, open_connection
+from bus.jetstream.connection import BusConfig, open_connection
 from bus.jetstream.credentials import mint_user
 from bus.scaler.events import open_recorder
 from bus.scaler.manifest import WorkerSettings
@@ -113,10 +113,5 @@ async def run(config: DispatcherConfig, credentials_of: Callable[[Assignment], s
         async with open_dispatcher(shared, config.replicas) as dispatcher:
             opened.append(dispatcher)
             log.info("dispatching", extra={"nats": connection.url, "cluster": cluster.server})
-            await _until_refused(connection)
-
-
-async def _until_refused(connection: Connection) -> None:
-    while not connection.is_closed:  # noqa: ASYNC110 - the client has no event for it
-        await anyio.sleep(1.0)
-    raise BrokerUnavailable(connection.url, "it has refused this user for good")
+            await connection.wait_closed()
+            raise BrokerUnavailable(connection.url, "it has refused this user for good")

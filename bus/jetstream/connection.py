@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 RECONNECT_WAIT_S = 0.1
 PING_INTERVAL_S = 10.0
+CLOSED_LOOK_S = 1.0
 PENDING_BYTES_MAX = 8 * 1024 * 1024
 """What is kept while the connection is away: acknowledgements and reports. Stores and requests fail instead."""
 
@@ -323,6 +324,11 @@ class Connection:
         log.info("broker connection made again", extra={"url": self.url})
         for callback in self._reconnected:
             callback()
+
+    async def wait_closed(self) -> None:
+        """Return when the broker has ended the connection for good, within `CLOSED_LOOK_S` of it."""
+        while not self.is_closed:  # noqa: ASYNC110 - nats-py tells nobody
+            await asyncio.sleep(CLOSED_LOOK_S)
 
     async def wait_connected(self, timeout_s: float) -> None:
         """Return when the connection is there; raise `BrokerUnavailable` after `timeout_s`."""

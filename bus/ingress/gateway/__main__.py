@@ -20,8 +20,6 @@ from bus.logs import set_up_logging
 log = logging.getLogger("nodeless.gateway")
 
 EXIT_USAGE, EXIT_UNAVAILABLE = 2, 69
-LOOK_S = 1.0
-"""How often it is looked whether the broker has put us out for good. [seconds]"""
 
 
 PURPOSE = "Takes CloudEvents over HTTP and stores them in the bus."
@@ -45,8 +43,7 @@ async def run(config: GatewayConfig, token: str | None, listening: socket.socket
 
     async def watch(connection: Connection) -> None:
         nonlocal status
-        while not connection.is_closed:  # noqa: ASYNC110  (nats-py tells nobody)
-            await anyio.sleep(LOOK_S)
+        await connection.wait_closed()
         log.error("the broker ended the connection for good: are these its credentials?")
         status = EXIT_UNAVAILABLE
         stop.set()
